@@ -1,0 +1,146 @@
+"""The course from the command line: lab, test, build, doctor. Needs Python 3.11 or newer and nothing else.
+
+The first command that needs it makes .venv, the course's own environment, and installs the pinned requirements there.
+On Linux without an NVIDIA GPU torch comes from PyTorch's CPU index if that can be reached: PyPI's Linux build is the
+CUDA one, several GB that such a machine cannot use. With a GPU, on Windows and on macOS it comes from PyPI.
+"""
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036  (before the imports below, which an older Python could not read)
+    sys.exit(f"The course needs Python 3.11 or newer; {sys.executable} is Python {sys.version.split()[0]}.")
+
+import argparse
+import os
+import socket
+
+from utils import workbook
+from utils.environment import ROOT, Stop, environment_home, is_working, prepare, python_in, run
+
+MOST_WORKERS = 8  # a notebook may take 2 GB
+
+
+def main(argv=None):
+    """Run one command. Returns the exit status."""
+    arguments, rest = parser().parse_known_args(argv)
+    if rest and arguments.command not in ("test", "build"):
+        parser().error(f"unknown argument: {rest[0]}")
+    try:
+        return arguments.run(arguments, rest)
+    except Stop as problem:
+        print(f"course.py: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. The next run carries on from here.", file=sys.stderr)
+        return 130
+
+
+def parser():
+    """The command line."""
+    top = argparse.ArgumentParser(prog="course.py", description=__doc__, allow_abbrev=False,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+
+    lab = commands.add_parser("lab", help="open JupyterLab on your own copies of the lectures (workbook/)")
+    lab.add_argument("--port", type=int, help="the port to use; without it the first free one from 8888 on")
+    lab.add_argument("--no-browser", action="store_true", help="print the address, open no browser")
+    lab.set_defaults(run=run_lab)
+
+    test = commands.add_parser("test", help="run every test and compare every notebook; more arguments go to pytest")
+    test.set_defaults(run=run_test)
+
+    build = commands.add_parser("build", help="build [NN ...]: make notebooks and modules from solutions/NN_*.py")
+    build.set_defaults(run=run_build)
+
+    doctor = commands.add_parser("doctor", help="say what works on this machine and what to do about what does not")
+    doctor.set_defaults(run=run_doctor)
+    return top
+
+
+def run_lab(arguments, _rest):
+    """Bring the learner's copies up to date and run JupyterLab on them until Ctrl-C."""
+    if arguments.port is not None and not is_free(arguments.port):
+        raise Stop(f"Port {arguments.port} is in use: choose another, or leave --port out and a free one is found.")
+    python = prepare()
+    update_workbook(python)
+    try:
+        return run(lab_command(python, ROOT, arguments.port, not arguments.no_browser), env=lab_environment(ROOT))
+    except KeyboardInterrupt:
+        print("JupyterLab has stopped. Your notebooks are in workbook/.")
+        return 0
+
+
+def update_workbook(python):
+    """Copy new lectures, say what has changed, and sign the copies, so that JupyterLab runs their viewers at once."""
+    written, messages = workbook.update(ROOT / "lectures", ROOT / "workbook")
+    for message in messages:
+        print(message)
+    if written and run([python, "-m", "nbformat.sign", "--log-level=ERROR", *written]) != 0:
+        print("The copies could not be marked as trusted: their interactive views appear once a cell has been run.")
+
+
+def lab_command(python, root, port=None, browser=True):
+    """The command that serves the course in the folder `root`, opened at its workbook."""
+    command = [python, "-m", "jupyterlab", "--log-level=WARN",
+               "--ServerApp.ip=127.0.0.1", "--ServerApp.answer_yes=True",
+               f"--ServerApp.root_dir={root}", "--LabApp.default_url=/lab/tree/workbook",
+               f"--LabApp.app_settings_dir={root / 'utils' / 'jupyter'}"]
+    if port is not None:
+        command += [f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
+    if not browser:
+        command.append("--no-browser")
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.append("--allow-root")  # the only user of a container; the server listens to this machine alone
+    return command
+
+
+def lab_environment(root):
+    """The environment of JupyterLab: open tabs are remembered for this course only."""
+    return {**os.environ, "JUPYTERLAB_WORKSPACES_DIR": str(root / "workbook" / ".workspaces")}
+
+
+def is_free(port):
+    """True if a server may listen on this port of this machine."""
+    with socket.socket() as probe:
+        if os.name != "nt":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError):
+            return False
+    return True
+
+
+def run_test(_arguments, rest):
+    """Run pytest over tests/, lectures/ and solutions/: every notebook is executed and its outputs compared."""
+    python = prepare("requirements-dev.txt")
+    workers = min(available_cores(), MOST_WORKERS)
+    command = [python, "-m", "pytest", "-n", workers, "--dist", "loadfile", "--nbval", "--nbval-current-env", *rest]
+    return run(command, env=quiet_environment(), cwd=ROOT)
+
+
+def run_build(_arguments, rest):
+    """Run utils/build.py in the course's environment."""
+    return run([prepare(), "-m", "utils.build", *rest], env=quiet_environment(), cwd=ROOT)
+
+
+def quiet_environment():
+    """One thread for each worker, and no progress bars in what is compared."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+
+
+def available_cores():
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_doctor(_arguments, _rest):
+    """Look, install nothing. In the course's environment if there is one, otherwise in this Python."""
+    python = python_in(environment_home())
+    return run([python if is_working(python) else sys.executable, "-m", "utils.doctor"], cwd=ROOT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
