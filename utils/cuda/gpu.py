@@ -144,7 +144,7 @@ def compile_for(source, name, template=(), arch="sm_90"):
         warnings.simplefilter("ignore")  # cuda.core warns when it meets no driver; compiling does not want one
         try:
             code = Program(text, "c++", options).compile("cubin", name_expressions=[expression])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (cuda.core's own error class is not public)
             raise cuda.CompileError(_readable(str(error), expression, arch)) from None
     return Binary(expression, code, _read_signature(code.code))
 
@@ -272,7 +272,7 @@ def _load(source, name, template, arch):
     try:
         kernel = binary.object_code.get_kernel(binary.expression)
         return _Loaded(int(kernel.handle), kernel, kernel.attributes.shared_size_bytes, binary.parameters)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (cuda.core's own error class is not public)
         raise cuda.KernelError(
             f"{name}: the GPU's driver does not load the compiled kernel ({error}). A driver older than NVRTC "
             f"{_version()} is the usual reason: update the driver, or install an older nvidia-cuda-nvrtc."
