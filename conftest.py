@@ -5,7 +5,6 @@ are private names; tests/test_nbval_bites.py proves that each replacement works.
 """
 
 import functools
-import os
 
 import pytest
 
@@ -52,7 +51,7 @@ def _replace_parts_of_nbval(config):
     # history file gets locked.
     kernel.start_new_kernel = functools.partial(
         kernel.start_new_kernel,
-        env=os.environ | build.ENVIRONMENT,
+        env=build.environment(),
         extra_arguments=["--HistoryManager.hist_file=:memory:"],
     )
     config.option.nbval_cell_timeout = build.CELL_LIMIT
@@ -70,7 +69,8 @@ def _replace_parts_of_nbval(config):
         self.usage = notebook_usage.Usage(self.kernel.km.provisioner.pid)
 
     def teardown(self, nbval_teardown=plugin.IPyNbFile.teardown):
-        self.usage.stop()
+        if self.usage:
+            self.usage.stop()
         nbval_teardown(self)
 
     def runtest(self, nbval_runtest=plugin.IPyNbCell.runtest):
@@ -84,6 +84,7 @@ def _replace_parts_of_nbval(config):
         if notebook_usage.excess(usage.seconds, usage.megabytes) > 2:
             pytest.fail(f"over twice the budget: {usage.seconds:.0f} s, {usage.megabytes:.0f} MB", pytrace=False)
 
+    plugin.IPyNbFile.usage = None
     kernel.RunningKernel.execute_cell_input = execute_cell_input
     plugin.IPyNbFile.setup, plugin.IPyNbFile.teardown = setup, teardown
     plugin.IPyNbCell.compare_outputs, plugin.IPyNbCell.runtest = compare_outputs, runtest

@@ -27,15 +27,16 @@ ROOT = Path(__file__).resolve().parent.parent
 CELL_LIMIT = 180  # seconds; the budget is 60 on a free machine
 VERSION = 1  # raise it when a change in this file changes what a notebook's outputs look like
 
-# How every notebook is run, here and under nbval: one thread, no progress bars, inline pictures, sets in the same
-# order, no user's IPython profile.
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "TQDM_DISABLE": "1",
-    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-    "PYTHONHASHSEED": "0",
-    "IPYTHONDIR": str(ROOT / "build" / "ipython"),
-}
+def environment():
+    """Return the environment in which every notebook runs, here and under nbval."""
+    (ROOT / "build").mkdir(exist_ok=True)
+    return os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "TQDM_DISABLE": "1",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYTHONHASHSEED": "0",  # sets in the same order every time
+        "IPYTHONDIR": str(ROOT / "build" / "ipython"),  # and not the user's, with their settings and start-up files
+    }
 
 
 class BuildError(Exception):
@@ -136,7 +137,7 @@ def execute(job):
     job.target.parent.mkdir(exist_ok=True)
     language = job.notebook.metadata.language_info
     try:
-        client.execute(env=os.environ | ENVIRONMENT, stderr=subprocess.DEVNULL)  # IPython's remarks on its start
+        client.execute(env=environment(), stderr=subprocess.DEVNULL)  # IPython's remarks on its start
     except CellExecutionError as error:
         raise _failure(job, reached[-1], f"{error.ename}: {error.evalue}", _line_in_cell(error)) from None
     except CellTimeoutError:
