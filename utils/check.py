@@ -1,0 +1,89 @@
+"""The exercises' answers: `softmax = check("1.1", softmax)`, and `progress()`.
+
+How close is close enough stands in one table, TOLERANCE; `close` and `difference` apply it.
+"""
+
+from utils.checks import exercises, lectures
+from utils.checks import progress as _progress
+from utils.checks.compare import TOLERANCE, close, difference
+from utils.checks.process import NotSendable, Stopped
+from utils.checks.report import lines
+from utils.checks.trial import NotAttempted, try_answer
+
+__all__ = ["TOLERANCE", "check", "close", "difference", "progress"]
+
+
+def check(number, answer):
+    """Print which properties of exercise `number` ("1.1") the answer has; never raises.
+
+    `answer` is the learner's function, or the string where the exercise asks for CUDA source. Returns the answer when
+    every property holds, and the course's own otherwise, so that the lecture can go on.
+    """
+    try:
+        exercise = _find(number)
+    except LookupError as unknown:
+        print(unknown)
+        return answer
+    try:
+        own = exercise.reference()
+    except (ImportError, AttributeError):
+        own = None
+    try:
+        passed = _judge(exercise, answer, own)
+    except Exception as error:  # noqa: BLE001 (a lecture goes on whatever happens here)
+        print(f"The check {number} itself went wrong ({type(error).__name__}: {error}). The answer was not judged.")
+        return answer
+    if passed:
+        return answer
+    if own is None:
+        print(
+            f"The course's own {exercise.name} is not built yet (`python course.py build {number.split('.')[0]:0>2}`)."
+        )
+        return answer
+    return own
+
+
+def progress():
+    """Print all exercises of the course, each passed, tried or not attempted."""
+    print("\n".join(_progress.table()))
+
+
+def _find(number):
+    lecture, _, _ = str(number).partition(".")
+    declared = exercises(f"{lecture:0>2}") if f"{lecture:0>2}" in lectures() else []
+    for exercise in declared:
+        if exercise.number == number:
+            return exercise
+    known = (
+        f"lecture {lecture} has {declared[0].number} to {declared[-1].number}" if declared else 'they look like "1.1"'
+    )
+    raise LookupError(f"There is no exercise {number!r}: {known}.")
+
+
+def _judge(exercise, answer, own):
+    """Print the report; returns whether the answer passed."""
+    title = f"{exercise.number} {exercise.name}"
+    wanted = "a function" if exercise.oracle else "a string of CUDA source"
+    if answer is own and own is not None:
+        print(f"{title}: not attempted yet (this is the course's own {exercise.name})")
+        return False
+    if not (callable(answer) if exercise.oracle else isinstance(answer, str)):
+        print(f"{title}: {wanted} is expected, {type(answer).__name__} was given.")
+        return False
+    try:
+        result = try_answer(exercise, answer, own)
+    except NotAttempted:
+        print(f"{title}: not attempted yet")
+        return False
+    except NotSendable as reason:
+        print(
+            f"{title}: the answer uses something that cannot be copied to the process that tries it ({reason}). "
+            "Use what comes in as arguments, or make it inside."
+        )
+        return False
+    except Stopped as reason:
+        print(f"{title}: the process that tries answers did not start ({reason}). Check once more.")
+        return False
+    _progress.record(exercise.number, result.passed)
+    print("\n".join(lines(exercise, result)))
+    return result.passed

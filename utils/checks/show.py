@@ -1,0 +1,58 @@
+"""Arrays in a report: small, rounded, readable."""
+
+import numpy as np
+
+LARGEST_SHOWN = 40  # elements
+LONGEST_ROW = 6
+
+
+def text(value, precision=4):
+    """A value as a learner would type it."""
+    if not isinstance(value, (np.ndarray, np.generic)):
+        return repr(value)
+    value = np.asarray(value)
+    if value.dtype.kind == "f":
+        value = np.round(value.astype(np.float64), precision) + 0.0  # no minus in front of a zero
+    return np.array2string(value, separator=", ", precision=precision, suppress_small=True, max_line_width=110)
+
+
+def argument(value):
+    """An argument: its values when it is small, else its shape."""
+    if isinstance(value, np.ndarray) and value.size > LARGEST_SHOWN:
+        return f"an array of shape {value.shape}"
+    return text(value)
+
+
+def sentence(value):
+    """What was returned (a worker's Value), in words."""
+    if value.type_name == "NoneType":
+        return "nothing (None)"
+    if value.type_name == "ndarray" and value.array is None:
+        return "an array of things that are not numbers"
+    if value.array is not None and value.array.ndim:
+        return f"an array of shape {value.array.shape}"
+    article = "an" if value.type_name[0].lower() in "aeiou" else "a"
+    return f"{article} {value.type_name}"
+
+
+def where(got, expected):
+    """Where two arrays of one shape first differ noticeably, and what stands there in each."""
+    apart = _apart(got, expected)
+    place = np.unravel_index(np.argmax(apart > 0.5 * min(apart.max(), 1e300)), apart.shape) if got.ndim else ()
+    if got.ndim and got.shape[-1] <= LONGEST_ROW:
+        place = place[:-1]
+        label = f"row {place[0]}: " if len(place) == 1 else f"at {list(map(int, place))}: " if place else ""
+    else:
+        label = f"at {list(map(int, place))}: " if place else ""
+    got, expected = got[place], expected[place]
+    for precision in (4, 8, 12):
+        if text(got, precision) != text(expected, precision):
+            return f"{label}expected {text(expected, precision)}, got {text(got, precision)}"
+    return f"{label}expected {text(expected)}, got values that differ by {np.nanmax(_apart(got, expected)):.0e}"
+
+
+def _apart(got, expected):
+    got, expected = got.astype(np.float64), expected.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        same = (got == expected) | (np.isnan(got) & np.isnan(expected))
+        return np.where(same, 0.0, np.nan_to_num(np.abs(got - expected), nan=np.inf, posinf=np.inf))

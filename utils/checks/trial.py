@@ -1,0 +1,229 @@
+"""Trying one answer: every property is asked, every result compared with the oracle's."""
+
+import inspect
+import linecache
+import re
+import sysconfig
+import textwrap
+import time
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.checks import Failed, process
+from utils.checks.compare import TOLERANCE, difference
+from utils.checks.process import Stopped, worker
+from utils.checks.show import sentence, where
+
+UNCHANGED = "leaves its arguments as they were"
+CUDA_STUB = "// your code here"
+KINDS = {"b": ("b", "booleans"), "i": ("iu", "integers"), "f": ("f", "floats")}  # by the kind of the oracle's dtype
+
+
+class NotAttempted(Exception):
+    """The answer is still the stub."""
+
+
+class Call(NamedTuple):
+    """One call of the answer. `got` is None where nothing came that could be compared."""
+
+    arguments: dict
+    args: tuple
+    kwargs: dict
+    expected: list[np.ndarray]
+    got: list[np.ndarray] | None
+
+
+class Row(NamedTuple):
+    """What became of one property: True, False, or None where it was not tried."""
+
+    name: str
+    holds: bool | None
+    why: str = ""
+
+
+@dataclass
+class Result:
+    rows: list[Row] = field(default_factory=list)
+    example: Call | None = None  # the call at which the first failing property failed
+    details: str = ""  # what else the first failure had to say, over several lines
+    hint: str = ""
+    printed: str = ""
+
+    @property
+    def passed(self):
+        return all(row.holds for row in self.rows)
+
+
+def try_answer(exercise, answer, own=None):
+    """Judge an answer: Result. Raises NotAttempted for a stub, and NotSendable.
+
+    `own` is the course's own answer, which the learner's must not call.
+    """
+    result = Result()
+    if exercise.oracle is None:
+        if CUDA_STUB in answer:
+            raise NotAttempted
+        ask, trial = answer, None
+    else:
+        ask = trial = Trial(exercise, process.pack(answer, own, exercise.name))
+
+    stopped = False
+    for prop in exercise.properties:
+        if stopped:
+            result.rows.append(Row(prop.name, None))
+            continue
+        try:
+            prop.holds(ask, np.random.default_rng(zlib.crc32(prop.name.encode())))
+            result.rows.append(Row(prop.name, True))
+            continue
+        except Failed as failure:
+            why, details = str(failure), failure.details
+        except Stopped as failure:
+            why, details, stopped = str(failure), "", True
+        except Exception as failure:
+            if trial:  # the oracle or the property is wrong, not the answer
+                raise
+            why, _, details = str(failure).partition("\n")  # a kernel that does not compile or does not run cleanly
+        if result.passed:
+            result.details, result.hint = details, prop.hint
+            if trial:
+                result.example = trial.calls[-1]
+                result.hint = trial.hint(prop)
+        result.rows.append(Row(prop.name, False, why))
+    if trial:
+        result.printed = trial.printed
+        row = Row(UNCHANGED, not trial.changed if trial.returned else None, trial.changed)
+        if result.passed and trial.changed:
+            result.hint = "Work on a copy: whoever called the function still needs what they passed."
+        result.rows.append(row)
+    return result
+
+
+class Trial:
+    """Stands for the learner's function inside the properties."""
+
+    def __init__(self, exercise, packed):
+        self._exercise, self._packed = exercise, packed
+        worker.get_ready()
+        self._deadline = time.monotonic() + process.TIME_LIMIT
+        self._started = False
+        self.returned = False  # whether any call came to its end
+        self.calls: list[Call] = []
+        self.changed = ""  # the sentence about the first argument that was changed in place
+        self.printed = ""
+
+    def __call__(self, *args, **kwargs):
+        """The learner's result for these arguments, as arrays, after it was found equal to the oracle's.
+
+        Raises Failed where it is not, NotAttempted where the answer is the stub, and Stopped.
+        """
+        exercise = self._exercise
+        request = process.request(self._packed, args, kwargs, exercise.module, exercise.name)
+        arguments = dict(inspect.signature(exercise.oracle).bind(*args, **kwargs).arguments)
+        try:
+            reply = worker.call(request, self._deadline)
+        except Stopped:
+            self.calls.append(Call(arguments, args, kwargs, [], None))
+            raise
+        if reply.error and reply.error.type_name == "NotImplementedError" and not self._started:
+            raise NotAttempted
+        self._started = True
+        self.printed = self.printed or reply.printed
+        if reply.changed and not self.changed:
+            names = [key if isinstance(key, str) else list(arguments)[key] for key in reply.changed]
+            self.changed = f"it changes {' and '.join(f'`{name}`' for name in names)} in place"
+
+        expected = _parts(exercise.oracle(*args, **kwargs))
+        self.returned = self.returned or not reply.error
+        comparable = not reply.error and all(value.array is not None for value in reply.values)
+        got = [value.array for value in reply.values] if comparable else None
+        self.calls.append(Call(arguments, args, kwargs, expected, got))
+        if reply.error:
+            raise _failed(reply.error)
+        self._compare(reply, expected, _dtype(arguments))
+        return got if exercise.returns else got[0]
+
+    def _compare(self, reply, expected, dtype):
+        names = self._exercise.returns
+        if reply.is_tuple != bool(names) or len(reply.values) != len(expected):
+            wanted = f"the tuple ({', '.join(names)})" if names else "one array"
+            returned = f"a tuple of {len(reply.values)}" if reply.is_tuple else sentence(reply.values[0])
+            raise Failed(f"returned {returned}, expected {wanted}")
+        for name, value, want in zip(names or [""], reply.values, expected):
+            label = f"{name}: " if name else ""
+            if value.array is None or value.array.shape != want.shape:
+                raise Failed(f"{label}returned {sentence(value)}, expected an array of shape {want.shape}")
+            kinds, called = KINDS[want.dtype.kind]
+            if value.array.dtype.kind not in kinds:
+                raise Failed(f"{label}returned an array of {value.array.dtype}, expected {called}")
+            if difference(value.array, want) > (TOLERANCE[dtype] if kinds == "f" else 0.0):
+                raise Failed(label + where(value.array, want))
+
+    def hint(self, prop):
+        """What to say about the last call, at which a property failed: above all which known mistake it looks like."""
+        last = self.calls[-1]
+        if last.got is None:
+            return ""
+        matches = {}
+        for mistake in self._exercise.mistakes:
+            agrees = [_agrees(mistake.answer, call) for call in self.calls]
+            if agrees[-1]:
+                matches.setdefault(sum(agrees), mistake.message)
+        if matches and not _equal(last.got, last.expected, _dtype(last.arguments)):
+            return matches[max(matches)]
+        if any(np.isnan(part).any() for part in last.got):
+            return "There is a nan: look for 0/0, and for infinities that are subtracted or multiplied by 0."
+        return prop.hint
+
+
+def _parts(result):
+    return [np.asarray(part) for part in (result if isinstance(result, tuple) else (result,))]
+
+
+def _dtype(arguments):
+    """The coarsest float dtype among the arguments; float64 where there is none."""
+    names = [a.dtype.name for a in arguments.values() if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
+    return max(names, key=TOLERANCE.__getitem__, default="float64")
+
+
+def _agrees(mistake, call):
+    """Whether a known mistake gives, for the arguments of a call, what the learner's function gave."""
+    if call.got is None:
+        return False
+    copies = [a.copy() if isinstance(a, np.ndarray) else a for a in call.args]
+    try:
+        with np.errstate(all="ignore"):
+            parts = _parts(mistake(*copies, **call.kwargs))
+    except Exception:  # noqa: BLE001 (a mistake need not survive every input)
+        return False
+    return _equal(call.got, parts, _dtype(call.arguments))
+
+
+def _equal(got, parts, dtype):
+    return [(a.shape, a.dtype.kind) for a in got] == [(a.shape, a.dtype.kind) for a in parts] and all(
+        difference(a, b) <= TOLERANCE[dtype] for a, b in zip(got, parts)
+    )
+
+
+def _failed(error):
+    """An exception in the answer, with the learner's own line: in a notebook, its number within the cell."""
+    message = re.sub(r"0x[0-9a-fA-F]+", "0x...", error.message.strip().split("\n")[0])
+    if error.type_name == "CoursesOwn":
+        return Failed(message)
+    said = f"{error.type_name}: {message}" if message else error.type_name
+    for file, line in reversed(error.frames):
+        source = linecache.getline(file, line).strip()
+        if source and not _installed(file):
+            return Failed(f"{error.type_name} in line {line}", f"line {line}: {source}\n{textwrap.fill(said, 110)}")
+    return Failed(said) if len(said) < 90 else Failed(error.type_name, textwrap.fill(said, 110))
+
+
+def _installed(file):
+    """Whether a file belongs to Python, to an installed package or to the checks themselves."""
+    paths = sysconfig.get_paths()
+    ours = str(Path(__file__).parent)
+    return any(file.startswith(folder) for folder in (paths["stdlib"], paths["purelib"], paths["platlib"], ours))
