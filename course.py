@@ -42,7 +42,7 @@ def parser():
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
 
     lab = commands.add_parser("lab", help="open JupyterLab on your own copies of the lectures (workbook/)")
-    lab.add_argument("--port", type=int, help="the port to use; without it the first free one from 8888 on")
+    lab.add_argument("--port", type=port, help="the port to use; without it the first free one from 8888 on")
     lab.add_argument("--no-browser", action="store_true", help="print the address, open no browser")
     lab.set_defaults(run=run_lab)
 
@@ -55,6 +55,13 @@ def parser():
     doctor = commands.add_parser("doctor", help="say what works on this machine and what to do about what does not")
     doctor.set_defaults(run=run_doctor)
     return top
+
+
+def port(text):
+    """A port from the command line."""
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: expected a number from 1 to 65535")
+    return int(text)
 
 
 def run_lab(arguments, _rest):
@@ -79,14 +86,14 @@ def update_workbook(python):
         print("The copies could not be marked as trusted: their interactive views appear once a cell has been run.")
 
 
-def lab_command(python, root, port=None, browser=True):
+def lab_command(python, root, port_wanted=None, browser=True):
     """The command that serves the course in the folder `root`, opened at its workbook."""
     command = [python, "-m", "jupyterlab", "--log-level=WARN",
                "--ServerApp.ip=127.0.0.1", "--ServerApp.answer_yes=True",
                f"--ServerApp.root_dir={root}", "--LabApp.default_url=/lab/tree/workbook",
                f"--LabApp.app_settings_dir={root / 'utils' / 'jupyter'}"]
-    if port is not None:
-        command += [f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
+    if port_wanted is not None:
+        command += [f"--ServerApp.port={port_wanted}", "--ServerApp.port_retries=0"]
     if not browser:
         command.append("--no-browser")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
@@ -99,14 +106,14 @@ def lab_environment(root):
     return {**os.environ, "JUPYTERLAB_WORKSPACES_DIR": str(root / "workbook" / ".workspaces")}
 
 
-def is_free(port):
+def is_free(number):
     """True if a server may listen on this port of this machine."""
     with socket.socket() as probe:
         if os.name != "nt":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError):
+            probe.bind(("127.0.0.1", number))
+        except OSError:
             return False
     return True
 
