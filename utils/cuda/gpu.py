@@ -20,7 +20,8 @@ MAX_GRID = (2**31 - 1, 65535, 65535)
 MAX_BLOCK = (1024, 1024, 64)
 MAX_THREADS = 1024
 
-# What NVRTC lacks and ordinary CUDA source expects. It stands before "#line 1", so the learner's line numbers stay.
+# What NVRTC lacks and ordinary CUDA source expects; the integers as CUDA's own headers define them for NVRTC.
+# It stands before "#line 1", so the learner's line numbers stay.
 _PRELUDE = """
 #ifndef INFINITY
 #define INFINITY __int_as_float(0x7f800000)
@@ -32,7 +33,7 @@ typedef signed char int8_t;      typedef unsigned char uint8_t;
 typedef short int16_t;           typedef unsigned short uint16_t;
 typedef int int32_t;             typedef unsigned int uint32_t;
 typedef long long int64_t;       typedef unsigned long long uint64_t;
-typedef decltype(sizeof(0)) uintptr_t;
+typedef long long intptr_t;      typedef unsigned long long uintptr_t;
 #line 1 "kernel.cu"
 """
 
@@ -43,34 +44,23 @@ _SIGNATURE = """
 #line 1 "signature"
 struct __half; struct __half2; struct __nv_bfloat16; struct __nv_bfloat162;
 namespace course_signature {
-template <class T> struct type { static constexpr char family = '?'; static constexpr unsigned size = sizeof(T); };
-template <> struct type<void>  { static constexpr char family = 'v'; static constexpr unsigned size = 0; };
-#define COURSE_TYPE(T, letter, bytes) \\
-  template <> struct type<T> { static constexpr char family = letter; static constexpr unsigned size = bytes; };
-COURSE_TYPE(bool, 'b', 1)
-COURSE_TYPE(char, 'i', 1) COURSE_TYPE(signed char, 'i', 1) COURSE_TYPE(unsigned char, 'u', 1)
-COURSE_TYPE(short, 'i', 2) COURSE_TYPE(unsigned short, 'u', 2)
-COURSE_TYPE(int, 'i', 4) COURSE_TYPE(unsigned, 'u', 4)
-COURSE_TYPE(long, 'i', sizeof(long)) COURSE_TYPE(unsigned long, 'u', sizeof(long))
-COURSE_TYPE(long long, 'i', 8) COURSE_TYPE(unsigned long long, 'u', 8)
-COURSE_TYPE(float, 'f', 4) COURSE_TYPE(double, 'f', 8) COURSE_TYPE(__half, 'f', 2) COURSE_TYPE(__nv_bfloat16, 'y', 2)
-// a pointer to a vector type takes an array of its elements
-template <class T> struct element { typedef T of; };
-#define COURSE_VECTOR(V, T) template <> struct element<V> { typedef T of; };
-COURSE_VECTOR(float2, float) COURSE_VECTOR(float3, float) COURSE_VECTOR(float4, float) COURSE_VECTOR(double2, double)
-COURSE_VECTOR(int2, int) COURSE_VECTOR(int3, int) COURSE_VECTOR(int4, int)
-COURSE_VECTOR(uint2, unsigned) COURSE_VECTOR(uint3, unsigned) COURSE_VECTOR(uint4, unsigned)
-COURSE_VECTOR(char4, char) COURSE_VECTOR(uchar4, unsigned char)
-COURSE_VECTOR(__half2, __half) COURSE_VECTOR(__nv_bfloat162, __nv_bfloat16)
-template <class T> using element_type = type<typename element<T>::of>;
+template <class T> struct code { static constexpr char value = 0; };  // 0: a struct, known by its size alone
+#define COURSE_CODE(T, letter) template <> struct code<T> { static constexpr char value = letter; };
+COURSE_CODE(float, 'f') COURSE_CODE(double, 'd') COURSE_CODE(__half, 'e') COURSE_CODE(__nv_bfloat16, 'y')
+COURSE_CODE(bool, '?') COURSE_CODE(char, 'b') COURSE_CODE(signed char, 'b') COURSE_CODE(unsigned char, 'B')
+COURSE_CODE(short, 'h') COURSE_CODE(unsigned short, 'H') COURSE_CODE(int, 'i') COURSE_CODE(unsigned, 'I')
+COURSE_CODE(long, sizeof(long) == 8 ? 'q' : 'i') COURSE_CODE(unsigned long, sizeof(long) == 8 ? 'Q' : 'I')
+COURSE_CODE(long long, 'q') COURSE_CODE(unsigned long long, 'Q')
+template <class T> struct pointee : code<T> {};  // an array of vectors is an array of numbers
+#define COURSE_POINTEE(T, letter) template <> struct pointee<T> { static constexpr char value = letter; };
+COURSE_POINTEE(float2, 'f') COURSE_POINTEE(float3, 'f') COURSE_POINTEE(float4, 'f') COURSE_POINTEE(double2, 'd')
+COURSE_POINTEE(int2, 'i') COURSE_POINTEE(int3, 'i') COURSE_POINTEE(int4, 'i')
+COURSE_POINTEE(uint2, 'I') COURSE_POINTEE(uint4, 'I') COURSE_POINTEE(__half2, 'e') COURSE_POINTEE(__nv_bfloat162, 'y')
 
-struct entry { char kind, family; unsigned short size; };
-template <class T> struct describe { static constexpr entry is = {'s', type<T>::family, type<T>::size}; };
-template <class T> struct describe<const T> : describe<T> {};
-template <class T> struct describe<T*> {
-  static constexpr entry is = {'p', element_type<T>::family, element_type<T>::size}; };
-template <class T> struct describe<const T*> {
-  static constexpr entry is = {'c', element_type<T>::family, element_type<T>::size}; };
+struct entry { char kind, code; unsigned short size; };
+template <class T> struct describe { static constexpr entry is = {'s', code<T>::value, sizeof(T)}; };
+template <class T> struct describe<T*> { static constexpr entry is = {'p', pointee<T>::value, sizeof(T*)}; };
+template <class T> struct describe<const T*> { static constexpr entry is = {'c', pointee<T>::value, sizeof(T*)}; };
 template <class F> struct table;
 template <class... A> struct table<void (*)(A...)> {
   char mark[16]; int count; entry entries[sizeof...(A) + 1];
@@ -83,43 +73,42 @@ extern "C" __device__ course_signature::table<decltype(&%(kernel)s)> course_sign
     course_signature::table<decltype(&%(kernel)s)>::make();
 """
 
-_PACK = {("f", 2): "e", ("f", 4): "f", ("f", 8): "d", ("b", 1): "?",
-         ("i", 1): "b", ("i", 2): "h", ("i", 4): "i", ("i", 8): "q",
-         ("u", 1): "B", ("u", 2): "H", ("u", 4): "I", ("u", 8): "Q"}  # fmt: skip
+# code: (the C type, the tensor dtypes that a pointer to it takes); the codes are struct's, "y" is bfloat16
+_TYPES = {
+    "f": ("float", ("float32",)), "d": ("double", ("float64",)),
+    "e": ("half", ("float16",)), "y": ("bfloat16", ("bfloat16",)), "?": ("bool", ("bool",)),
+    "b": ("char", ("int8",)), "B": ("unsigned char", ("uint8", "bool")),
+    "h": ("short", ("int16",)), "H": ("unsigned short", ("uint16", "int16")),
+    "i": ("int", ("int32",)), "I": ("unsigned int", ("uint32", "int32")),
+    "q": ("long long", ("int64",)), "Q": ("unsigned long long", ("uint64", "int64")),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Parameter:
     """One parameter of a compiled kernel, as the compiler sees it.
 
-    `kind` is "s" (passed by value), "p" (pointer) or "c" (pointer to const). `family` and `size` (bytes) describe the
-    value, or what the pointer points to: "f" float, "i" signed, "u" unsigned, "b" bool, "y" bfloat16, "v" void, "?" other.
+    kind: "s" (passed by value), "p" (pointer) or "c" (pointer to const). code: the type of the value, or of what the
+    pointer points to, as a letter of `struct`; "y" bfloat16, "v" or NUL anything. size: of the parameter, in bytes.
     """
 
     kind: str
-    family: str
+    code: str
     size: int
-
-    @property
-    def dtypes(self):
-        """Names of the tensor dtypes that a pointer of this type takes; empty when any will do."""
-        bits = 8 * self.size
-        return {
-            "f": (f"float{bits}",),
-            "i": (f"int{bits}",),
-            "u": (f"uint{bits}", "bool") if bits == 8 else (f"uint{bits}", f"int{bits}"),
-            "b": ("bool",),
-            "y": ("bfloat16",),
-        }.get(self.family, ())
 
 
 @dataclass(frozen=True)
 class Binary:
-    """A kernel compiled for one architecture: the object code (`.code` is the cubin) and its parameters."""
+    """A kernel compiled for one architecture."""
 
     expression: str
     object_code: ObjectCode
     parameters: tuple[Parameter, ...]
+
+    @property
+    def cubin(self):
+        """The machine code, as bytes of an ELF file."""
+        return self.object_code.code
 
 
 def kernel_expression(name, template=()):
@@ -196,7 +185,7 @@ def _c_value(what, parameter, value):
         return ctypes.c_void_p(_address(what, parameter, value))
     if hasattr(value, "data_ptr") and value.dim():
         raise cuda.KernelError(f"{what} is a value, got a tensor of shape {tuple(value.shape)}.")
-    if parameter.family == "?":
+    if parameter.code not in _TYPES:
         content = value.tobytes() if hasattr(value, "tobytes") else value
         if not isinstance(content, (bytes, ctypes.Structure)) or len(bytes(content)) != parameter.size:
             raise cuda.KernelError(
@@ -211,14 +200,13 @@ def _c_value(what, parameter, value):
 
 def _number(what, parameter, value):
     try:
-        if parameter.family == "y":
+        if parameter.code == "y":
             # round to the nearest bfloat16, ties to even: the upper half of the float32
             (bits,) = struct.unpack("<I", struct.pack("<f", value))
             return struct.pack("<H", bits + 0x7FFF + (bits >> 16 & 1) >> 16)
-        return struct.pack("<" + _PACK[parameter.family, parameter.size], value)
+        return struct.pack("<" + parameter.code, value)
     except (struct.error, OverflowError, TypeError):
-        kind = {"f": "float", "y": "bfloat16", "i": "int", "u": "unsigned int", "b": "bool"}[parameter.family]
-        raise cuda.KernelError(f"{what} is {kind} ({8 * parameter.size} bits), got {value!r}.") from None
+        raise cuda.KernelError(f"{what} is {_TYPES[parameter.code][0]}, got {value!r}.") from None
 
 
 def _address(what, parameter, tensor):
@@ -227,8 +215,9 @@ def _address(what, parameter, tensor):
     if not hasattr(tensor, "data_ptr"):
         raise cuda.KernelError(f"{what} is a pointer, got {type(tensor).__name__}; pass a CUDA tensor.")
     given = str(tensor.dtype).removeprefix("torch.")
-    if parameter.dtypes and given not in parameter.dtypes:
-        raise cuda.KernelError(f"{what} wants {parameter.dtypes[0]}, got a tensor of {given}.")
+    dtypes = _TYPES[parameter.code][1] if parameter.code in _TYPES else ()
+    if dtypes and given not in dtypes:
+        raise cuda.KernelError(f"{what} wants {dtypes[0]}, got a tensor of {given}.")
     if not tensor.is_contiguous():
         raise cuda.KernelError(f"{what} is not contiguous; call .contiguous() first.")
     return tensor.data_ptr()
@@ -319,7 +308,7 @@ def _read_signature(cubin):
     at = cubin.find(_MARK) + len(_MARK)
     (count,) = struct.unpack_from("<i", cubin, at)
     entries = struct.iter_unpack("<ccH", cubin[at + 4 : at + 4 + 4 * count])
-    return tuple(Parameter(kind.decode(), family.decode(), size) for kind, family, size in entries)
+    return tuple(Parameter(kind.decode(), code.decode(), size) for kind, code, size in entries)
 
 
 def _readable(message, expression, arch):

@@ -1,0 +1,120 @@
+"""Every kernel of the course compiles for real GPUs: Ampere (sm_80), Hopper (sm_90) and Blackwell (sm_120). No GPU needed.
+
+Hardware instructions that only exist from some architecture on (wgmma, TMA) say so in the source, in a line
+`// requires sm_90a`; such a kernel is compiled for that architecture only.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests import find_kernels
+from utils import cuda
+
+pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-core and nvidia-cuda-nvrtc are not installed")
+from utils.cuda import gpu
+
+ROOT = Path(__file__).resolve().parent.parent
+ARCHITECTURES = ("sm_80", "sm_90", "sm_120")
+FILES = find_kernels.course_files(ROOT)
+KERNELS = find_kernels.in_files(FILES)
+
+
+def architectures(kernel):
+    required = re.search(r"//\s*requires (sm_\w+)", kernel.source)
+    return (required[1],) if required else ARCHITECTURES
+
+
+def test_the_finder_sees_every_kernel_that_the_course_has():
+    defined = set()
+    for path in FILES:
+        defined |= set(re.findall(r"^__global__[^;{(]*?void\s+(\w+)\s*\(", path.read_text(encoding="utf-8"), re.MULTILINE))
+    if not defined:
+        pytest.skip("no lecture has a kernel yet")
+    missing = defined - {kernel.name for kernel in KERNELS}
+    assert not missing, f"kernels that nothing here compiles: {sorted(missing)}"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "arch"), [pytest.param(kernel, arch, id=f"{kernel}-{arch}") for kernel in KERNELS for arch in architectures(kernel)]
+)
+def test_the_kernel_compiles_for_the_architecture(kernel, arch):
+    binary = gpu.compile_for(kernel.source, kernel.name, kernel.template, arch)
+    assert binary.cubin.startswith(b"\x7fELF")
+
+
+EXAMPLE = '''
+"""A docstring may speak of __global__ void nothing(int* a) {}"""
+HEAD = "__device__ int two() { return 2; }\\n"
+PLAIN = r"""
+// __global__ void commented_out(int* a) {}
+__global__ void plain(int* a) { a[0] = 1; }
+__global__ void __launch_bounds__(128) second(int* a) { a[1] = 1; }
+"""
+SIZED = """template <int D, bool CAUSAL>
+__global__ void sized(float* a) { a[0] = CAUSAL ? D : 0; }"""
+USES_HEAD = "__global__ void uses_head(int* a) { a[0] = two(); }"
+TYPED = "template <typename T> __global__ void typed(T* a) { a[0] = 0; }"
+D = 32
+cuda.compile(HEAD + USES_HEAD, "uses_head")
+cuda.compile(SIZED, "sized", template=(D, True))
+cuda.compile(SIZED, "sized", (64, False))
+cuda.compile(TYPED.replace("= 0", "= 1"), template=(some_type,))
+'''
+
+
+def test_the_finder_follows_names_sums_and_template_arguments():
+    found = {(kernel.name, kernel.template) for kernel in find_kernels.in_texts({"example.py": EXAMPLE})}
+    assert found == {("plain", ()), ("second", ()), ("uses_head", ()), ("sized", ("32", "true")),
+                     ("sized", ("64", "false")), ("typed", ("float",))}  # fmt: skip
+
+
+def test_what_the_finder_finds_compiles():
+    for kernel in find_kernels.in_texts({"example.py": EXAMPLE}):
+        assert gpu.compile_for(kernel.source, kernel.name, kernel.template, "sm_80").parameters[0].kind == "p"
+
+
+def test_the_finder_refuses_a_kernel_that_it_cannot_read():
+    with pytest.raises(ValueError, match="f-string"):
+        find_kernels.in_texts({"example.py": 'n = 3\nK = f"__global__ void k(int* a) {{ a[0] = {n}; }}"'})
+
+
+def test_a_wrong_kernel_is_refused_at_the_learners_line():
+    with pytest.raises(cuda.CompileError, match=r"kernel\.cu\(2\).*expected a \";\""):
+        gpu.compile_for("__global__ void k(int* a) { a[0] = 1\n int b = 3; }", "k")
+
+
+@pytest.mark.parametrize(("name", "template"), [("other", ()), ("k", (3,))])
+def test_a_kernel_that_is_not_there_is_named(name, template):
+    with pytest.raises(cuda.CompileError, match="no kernel"):
+        gpu.compile_for("__global__ void k(int* a) {}", name, template)
+
+
+def test_an_architecture_that_nvrtc_does_not_know_is_named():
+    with pytest.raises(cuda.CompileError, match="sm_999"):
+        gpu.compile_for("__global__ void k(int* a) {}", "k", (), "sm_999")
+
+
+def test_the_headers_of_the_subset_are_found():
+    source = """#include <cuda_fp16.h>
+#include <cuda_bf16.h>
+#include <mma.h>
+#include <cuda_pipeline_primitives.h>
+__global__ void k(float* a) { int32_t i = 0; a[i] = -INFINITY; }"""
+    assert gpu.compile_for(source, "k").parameters[0].code == "f"
+
+
+def test_arguments_are_typed_by_the_compiler_and_not_by_the_text():
+    source = """#include <cuda_fp16.h>
+#include <cuda_bf16.h>
+typedef float real;
+#define ARRAY float4* __restrict__
+struct Shape { int n; double scale; };
+template <class T> __global__ void k(const T* a, ARRAY b, const Shape c, size_t d, real e, void* f, half g, __nv_bfloat16 h,
+                                     const __half2* i, bool j, unsigned char k, long long l) {}"""
+    parameters = gpu.compile_for(source, "k", ("half",)).parameters
+    kinds = "".join(parameter.kind for parameter in parameters)
+    codes = "".join(parameter.code for parameter in parameters)
+    assert (kinds, codes) == ("cpsssp" + "sscsss", "ef\0Qf\0eye?Bq")
+    assert [parameter.size for parameter in parameters if parameter.kind == "s"] == [16, 8, 4, 2, 2, 1, 1, 8]
