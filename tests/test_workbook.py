@@ -1,4 +1,4 @@
-"""A learner's work is never lost: what `workbook.update` does to copies that were edited, run, deleted or left alone."""
+"""A learner's work is never lost: what `workbook.update` does to copies that were edited, run, deleted, left alone."""
 
 import json
 
@@ -149,4 +149,4 @@ def test_the_learners_own_files_are_left_alone(course):
 
 def test_a_copy_has_the_folder_depth_of_its_lecture(course):
     course.update()
-    assert course.copy.parent.parent == course.lecture.parent.parent  # so that sys.path.insert(0, "..") finds the course
+    assert course.copy.parent.parent == course.lecture.parent.parent  # sys.path.insert(0, "..") finds the course

@@ -167,7 +167,7 @@ def check_space(home, needed):
     """Stop if the disk that will hold the environment has fewer than `needed` GB left."""
     free = shutil.disk_usage(home.parent).free / 1e9
     if free < needed:
-        raise Stop(f"The installation needs {needed} GB, the disk of {home.parent} has {free:.1f}: make room first.")
+        raise Stop(f"The installation needs {needed} GB and {home.parent} has {free:.1f} GB free: make room first.")
 
 
 def explain_pip(text, log):
