@@ -99,13 +99,13 @@ def prepare(source, root):
 
 def bring_up_to_date(job, root, force):
     """Execute and write one notebook unless it is up to date. Return what was done, in words."""
-    job.notebook.metadata["course"]["inputs"] = inputs_hash(job.lecture, root)
+    job.notebook.metadata["build"] = {"inputs": inputs_hash(job.lecture, root)}  # jupytext keeps it out of the source
     if not force and is_current(job.target, job.notebook):
         return "unchanged"
     started = time.monotonic()
     execute(job)
     for line in lecture_source.leaks(job.lecture, job.notebook) if job.target.parent.name == "lectures" else ():
-        raise lecture_source.SourceError(job.lecture.path, 1, f"the lecture prints a line of a solution: {line}")
+        raise lecture_source.SourceError(job.lecture.path, 1, f"the lecture prints a solution, {line}")
     _write(job.target, nbformat.writes(job.notebook) + "\n")
     return f"executed in {time.monotonic() - started:.0f} s, {job.target.stat().st_size / 1e3:.0f} kB"
 
@@ -187,7 +187,8 @@ def sources(notebook):
 
 def inputs_hash(lecture, root):
     """Return a hash of all that decides a lecture's outputs: its source, the course's code and data it uses, pins."""
-    files = {lecture.path, root / "requirements.txt", root / "attention" / f"{lecture.module}.py",
+    files = {lecture.path, root / "requirements.txt", root / "constraints.txt",
+             root / "attention" / f"{lecture.module}.py",
              root / "utils" / "checks" / f"lecture_{lecture.name[:2]}.py"}
     files |= {path for folder in ("attention", "utils") for path in (root / folder).rglob("*.*")
               if path.suffix in {".h", ".cpp", ".cu", ".js"}}
@@ -207,8 +208,12 @@ def inputs_hash(lecture, root):
 
 def _imported(path, root):
     """Return the course's own modules that a Python file imports."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError:  # reported when the cell or the module is run
+        return set()
     names, package = set(), path.relative_to(root).parts[:-1]
-    for node in ast.walk(ast.parse(_plain_python(path))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -221,12 +226,6 @@ def _imported(path, root):
             place = root.joinpath(*parts[:end])
             found |= {file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()}
     return found
-
-
-def _plain_python(path):
-    """Return a file's text without IPython's magics, which jupytext keeps as comments in some sources only."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return "\n".join("" if line.startswith(("%", "!")) else line for line in lines)
 
 
 if __name__ == "__main__":

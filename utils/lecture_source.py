@@ -24,8 +24,8 @@ MARKER = re.compile(r"(?P<indent>\s*)(?P<kind>###|//) (?P<word>BEGIN|END) SOLUTI
 STUB = {"###": "raise NotImplementedError", "//": "// your code here"}
 EXERCISE = re.compile(r"^#+ Exercise (?P<number>\d+\.\d+): .+ \(difficulty [1-5] of 5, \d+ minutes\)$", re.MULTILINE)
 CHECK = re.compile(r"\bcheck\(\s*[\"'](?P<number>\d+\.\d+)[\"']\s*,\s*(?P<name>\w+)")
-SECRET = 32  # characters from which a solution's line is its own: shorter ones ("return out") occur anywhere
-OWN = {"attention", "utils"}  # the course's packages, imported last
+OWN_LENGTH = 24  # characters from which a line can be a solution's own: shorter ones ("return out") occur anywhere
+COURSE_PACKAGES = {"attention", "utils"}  # imported last
 
 
 class SourceError(ValueError):
@@ -186,22 +186,23 @@ def _stub(cell, regions):
 
 
 def leaks(lecture, notebook):
-    """Return the lines of solutions that a learner's notebook shows, in its sources or its text outputs.
+    """Return the exercises whose solution a learner's notebook shows in one cell, in its source or its text outputs.
 
-    A line counts when it is long enough to be a solution's own, and was not shown openly before the exercise.
+    Shown means half or more of the lines that are the solution's own: long enough, and not open before the exercise.
+    A single line may well come back in the code of a later section.
     """
-    shown = {line.strip() for cell in notebook.cells for text in _texts(cell) for line in text.splitlines()}
+    shown = [{line.strip() for text in _texts(cell) for line in text.splitlines()} for cell in notebook.cells]
     found = []
     for exercise in lecture.exercises:
         cell = lecture.cells[exercise.cell]
-        given = _stub(cell, exercise.regions).source.splitlines()
-        given += [line for other in lecture.cells[:exercise.cell] for line in other.source.splitlines()
-                  if "exercise" not in other.tags]
-        open_lines = {line.strip() for line in given}
-        for begin, end in exercise.regions:
-            for line in map(str.strip, cell.source.splitlines()[begin + 1:end]):
-                if len(line) >= SECRET and line in shown - open_lines:
-                    found.append(f"exercise {exercise.number}: {line}")
+        before = [other.source for other in lecture.cells[:exercise.cell] if "exercise" not in other.tags]
+        given = "\n".join([*before, _stub(cell, exercise.regions).source])
+        lines = cell.source.splitlines()
+        solution = {line.strip() for begin, end in exercise.regions for line in lines[begin + 1:end]}
+        own = {line for line in solution - set(map(str.strip, given.splitlines())) if len(line) >= OWN_LENGTH}
+        worst = max((sorted(own & lines) for lines in shown), key=len)
+        if worst and len(worst) >= len(own) / 2:
+            found.append(f"exercise {exercise.number}: {worst[0]}")
     return found
 
 
@@ -241,7 +242,7 @@ def drafts(lecture):
         "lectures": (notebook(learner, metadata), [cell.line for cell in learner]),
     }
     for line in leaks(lecture, made["lectures"][0]):
-        raise SourceError(lecture.path, 1, f"the learner's notebook shows a line of a solution: {line}")
+        raise SourceError(lecture.path, 1, f"the learner's notebook shows a solution, {line}")
     return made
 
 
@@ -271,7 +272,7 @@ def module_text(lecture):
         groups.setdefault(group, []).append(text)
     head = (
         f"# Generated from solutions/{lecture.path.name} by `python course.py build`. Edit that file, not this one.\n"
-        f'"""The finished code of the lecture "{lecture.title}"."""'
+        f'"""{lecture.title}: the finished code."""'
     )
     text = "\n\n\n".join(["\n\n".join([head, *("\n".join(lines) for _, lines in sorted(groups.items()))]), *bodies])
     for name in _unknown_names(text):
@@ -282,7 +283,7 @@ def module_text(lecture):
 def _import_order(node):
     module = node.names[0].name if isinstance(node, ast.Import) else node.module or ""
     top = module.split(".")[0]
-    group = 0 if top == "__future__" else 1 if top in sys.stdlib_module_names else 3 if top in OWN else 2
+    group = 0 if top == "__future__" else 1 if top in sys.stdlib_module_names else 3 if top in COURSE_PACKAGES else 2
     return group, isinstance(node, ast.ImportFrom), module
 
 

@@ -1,11 +1,11 @@
 # ---
 # jupyter:
+#   course:
+#     module: sample
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
 #     name: python3
-#   course:
-#     module: sample
 # ---
 
 # %% [markdown]

@@ -1,0 +1,248 @@
+"""The build makes three things from one source, the same bytes every time, and refuses a source that breaks a rule."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from utils import build, lecture_source
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "tests" / "samples" / "01_sample.py"
+HEADER = SAMPLE.read_text(encoding="utf-8").split("# %%")[0]
+
+
+def new_course(folder, source):
+    """Lay out a course with one lecture in `folder`; return the path of its source."""
+    (folder / "attention").mkdir()
+    (folder / "attention" / "__init__.py").touch()
+    (folder / "solutions").mkdir()
+    path = folder / "solutions" / "01_sample.py"
+    path.write_text(source, encoding="utf-8")
+    return path
+
+
+def small(*cells):
+    """Return the source of a lecture with a title and code cells."""
+    return HEADER + "# %% [markdown]\n# # A small lecture\n" + "".join(f"\n# %%\n{cell}\n" for cell in cells)
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def utils_in_reach_of_kernels(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    """The sample lecture, built. Tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("course")
+    new_course(folder, SAMPLE.read_text(encoding="utf-8"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        assert build.main([], root=folder) == 0
+    return folder
+
+
+def notebook(course, folder):
+    return nbformat.read(course / folder / "01_sample.ipynb", as_version=4)
+
+
+def outputs(notebook, text):
+    """Return what the first code cell containing `text` prints."""
+    cell = next(cell for cell in notebook.cells if cell.cell_type == "code" and text in cell.source)
+    return "".join(output.text for output in cell.outputs)
+
+
+# ---- The three products -------------------------------------------------------------------------------------------
+
+def test_the_lecture_has_stubs_where_the_solutions_were(course):
+    text = (course / "lectures" / "01_sample.ipynb").read_text(encoding="utf-8")
+    cells = [cell.source for cell in notebook(course, "lectures").cells]
+    mean = next(source for source in cells if source.startswith("def mean"))
+    kernel = next(source for source in cells if source.startswith("KERNEL"))
+    assert mean.endswith("    row = np.asarray(row)\n    raise NotImplementedError")
+    assert kernel.endswith("blockDim.x + threadIdx.x;\n    // your code here\n}\n\"\"\"")
+    for secret in ("SOLUTION", "total_of_the_row", "x[i] + 1.0f", "sums exactly", "A class usually asks"):
+        assert secret not in text
+
+
+def test_the_first_cell_of_a_lecture_says_where_it_comes_from_and_how_to_do_an_exercise(course):
+    first = notebook(course, "lectures").cells[0].source
+    assert "Generated from `solutions/01_sample.py`" in first and "run the check" in first
+
+
+def test_both_notebooks_are_executed_and_the_lecture_goes_on_with_the_reference(course):
+    for folder, verdict in (("lectures", "not attempted yet"), ("solutions", "1 of 1 properties holds")):
+        built = notebook(course, folder)
+        assert outputs(built, 'check("1.1"') == f"1.1 mean: {verdict}\n"
+        assert outputs(built, "agrees to") == "mean 2.3333, of 3 numbers\nagrees to 1e-6: True\n"
+        counts = [cell.execution_count for cell in built.cells if cell.cell_type == "code"]
+        assert counts == list(range(1, len(counts) + 1))
+        assert built.metadata.language_info == {"name": "python"}
+
+
+def test_the_module_holds_the_exports_with_their_solutions_and_imports_on_top(course):
+    path = course / "attention" / "sample.py"
+    text = path.read_text(encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("sample", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.mean([1, 2, 6]) == 3 and "x[i] + 1.0f" in module.KERNEL
+    assert text.startswith("# Generated from solutions/01_sample.py") and "SOLUTION" not in text
+    assert "1. A sample lecture" in module.__doc__
+    subprocess.run([sys.executable, "-m", "ruff", "check", "--quiet", "--ignore=F401", path], check=True)
+
+
+def test_imports_of_several_export_cells_are_merged_and_sorted():
+    lecture = lecture_with_exports("import torch\nfrom utils import data", "import math\nimport torch\n\nx = math.pi")
+    head = lecture_source.module_text(lecture).split('code."""\n\n')[1]
+    assert head == "import math\n\nimport torch\n\nfrom utils import data\n\n\nx = math.pi\n"
+
+
+def test_an_exported_name_that_no_export_defines_is_refused():
+    with pytest.raises(lecture_source.SourceError, match="use 'scale', which none of them imports or defines"):
+        lecture_source.module_text(lecture_with_exports("def f(x):\n    return x * scale"))
+
+
+def lecture_with_exports(*sources):
+    cells = [lecture_source.Cell("code", source, 1, ("export",)) for source in sources]
+    return lecture_source.Lecture(SAMPLE, "Exports", "exports", {}, cells, [])
+
+
+def test_jupytext_syncs_a_solution_notebook_back_to_the_very_same_source(course, tmp_path):
+    for path in (ROOT / "pyproject.toml", *(course / "solutions").iterdir()):
+        shutil.copy(path, tmp_path)
+    source, paired = tmp_path / "01_sample.py", tmp_path / "01_sample.ipynb"
+    edited = nbformat.read(paired, as_version=4)
+    cell = next(cell for cell in edited.cells if cell.source == "What the exercises use.")
+    cell.source = "Edited in Jupyter."
+    nbformat.write(edited, paired)
+    subprocess.run([sys.executable, "-m", "jupytext", "--sync", paired], check=True, capture_output=True)
+    assert source.read_text(encoding="utf-8") == SAMPLE.read_text(encoding="utf-8").replace(
+        "What the exercises use.", "Edited in Jupyter.")
+
+
+# ---- Always the same, and only when needed ------------------------------------------------------------------------
+
+def test_two_builds_are_equal_to_the_byte(course, tmp_path):
+    new_course(tmp_path, SAMPLE.read_text(encoding="utf-8"))
+    assert build.main(["01", "--force"], root=tmp_path) == 0
+    assert files(tmp_path) == files(course)
+
+
+def test_only_what_has_changed_is_executed_again(tmp_path, capsys):
+    source = new_course(tmp_path, small("import sys; sys.path.insert(0, '..')\nfrom utils import used\nprint(1)"))
+    (tmp_path / "utils").mkdir()
+    (tmp_path / "utils" / "__init__.py").touch()
+    for name in ("used", "indirect", "unused"):
+        (tmp_path / "utils" / f"{name}.py").write_text("from utils import indirect\n" if name == "used" else "x = 1\n")
+
+    def built():
+        capsys.readouterr()
+        assert build.main([], root=tmp_path) == 0
+        return sorted(line for line in capsys.readouterr().out.splitlines() if "executed" in line)
+
+    assert len(built()) == 2
+    assert built() == []
+    (tmp_path / "utils" / "unused.py").write_text("x = 2\n")
+    assert built() == []
+    (tmp_path / "utils" / "indirect.py").write_text("x = 2\n")
+    assert len(built()) == 2
+    lecture = tmp_path / "lectures" / "01_sample.ipynb"
+    lecture.write_text(lecture.read_text(encoding="utf-8").replace("A small", "A hand-edited"), encoding="utf-8")
+    assert [line.split(":")[0] for line in built()] == ["lectures/01_sample.ipynb"]
+    source.write_text(source.read_text(encoding="utf-8") + "\n# %%\nprint(2)\n", encoding="utf-8")
+    assert len(built()) == 2
+
+
+def test_cell_ids_come_from_content_so_that_a_new_cell_leaves_the_others_alone():
+    cells = [lecture_source.Cell("code", source, 1) for source in ("x = 1", "x", "x = 1", "x")]
+    ids = [cell.id for cell in lecture_source.notebook(cells, {}).cells]
+    cells.insert(1, lecture_source.Cell("markdown", "new", 1))
+    longer = [cell.id for cell in lecture_source.notebook(cells, {}).cells]
+    assert len(set(ids)) == 4 and longer[:1] + longer[2:] == ids
+
+
+# ---- Failures -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("cell", "message"), [
+    ("def f():\n    return 1 / 0\n\nf()", "line 21: ZeroDivisionError: division by zero\n    f()"),
+    ("print('a'\n  b)", "SyntaxError: "),
+    ("import os\nos._exit(3)", "line 18: the kernel died"),
+    ("import sys\nprint('deprecated', file=sys.stderr)", "line 18: writes to stderr: deprecated"),
+    ("import time\ntime.sleep(60)", "line 18: still running after 2 s"),
+], ids=["exception", "syntax", "dead_kernel", "stderr", "time_limit"])
+def test_a_failing_cell_is_reported_with_its_source_line_and_nothing_is_written(
+        cell, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(build, "CELL_LIMIT", 2)
+    new_course(tmp_path, small("x = 1", cell))
+    before = files(tmp_path)
+    assert build.main([], root=tmp_path) == 1
+    printed = capsys.readouterr().out
+    for folder in ("lectures", "solutions"):
+        assert f"FAILED  {folder}/01_sample.ipynb: code cell 2, solutions/01_sample.py line" in printed
+    assert printed.count(message) == 2, printed
+    module = {"attention/sample.py": (tmp_path / "attention" / "sample.py").read_bytes()}
+    assert files(tmp_path) == before | module
+
+
+def test_an_unknown_lecture_is_a_sentence(tmp_path, capsys):
+    new_course(tmp_path, small("x = 1"))
+    assert build.main(["07"], root=tmp_path) == 2
+    assert capsys.readouterr().out == "build: no lecture 07 in solutions/; there are: 01\n"
+
+
+# What is replaced in the sample's text and by what; how the line begins that the error names, and what it says.
+BROKEN = {
+    "unclosed": ("    ### END SOLUTION\n", "", "    ### BEGIN", "BEGIN SOLUTION without its END"),
+    "nested": ("    total_of", "    ### BEGIN SOLUTION\n    total_of", "    ### BEGIN", "a solution that is still open"),
+    "stray_end": ("    row = np", "    ### END SOLUTION\n    row = np", "    ### END", "END SOLUTION without its BEGIN"),
+    "untagged": ('["exercise", "export"]\ndef', '["export"]\ndef', "    ### BEGIN", "outside a cell tagged exercise"),
+    "mixed_kinds": ("    // END", "    ### END", "    ### END", "began with // and ends with ###"),
+    "empty": ("    if (i < n) x[i] = x[i] + 1.0f;   // the last block is ragged\n", "", "    // END", "an empty solution"),
+    "misspelt": ("    ### BEGIN SOLUTION", "    # BEGIN SOLUTION", "    # BEGIN", "a solution marker stands alone"),
+    "no_solution": ("    // BEGIN SOLUTION\n", "", "    // END", "END SOLUTION without its BEGIN"),
+    "no_check": ('mean = check("1.1", mean)', "", "def mean", 'followed by no check("1.1"'),
+    "check_of_another": ('check("1.1", mean)', 'check("1.1", median)', "def mean", "the exercise defines no median"),
+    "no_header": ("# ### Exercise 1.1: a mean  (difficulty 1 of 5, 2 minutes)\n#\n", "", "def mean", "a header of its own"),
+    "no_minutes": (", 2 minutes)", ")", "# ### Exercise 1.1", "an exercise's header reads"),
+    "another_lecture": ("Exercise 1.1", "Exercise 2.1", "# ### Exercise 2.1", "exercise 2.1 in lecture 01"),
+    "number_used_twice": ("Exercise 1.2", "Exercise 1.1", "KERNEL = ", "without a header of its own"),
+    "unknown_tag": ('tags=["teacher"]', 'tags=["taecher"]', "# A class usually", "unknown tag 'taecher'"),
+    "no_module": ("    module: sample\n", "    other: 1\n", "# ---", "names no module"),
+    "no_title": ("# # 1. A sample lecture\n", "# A sample lecture\n", "# %% [markdown]", "not the title"),
+    "leaked": ('print(f"mean', '# total_of_the_row = math.fsum(row.tolist())\nreturn total_of_the_row / len(row)\nprint(f"',
+               "# ---", "shows a solution, exercise 1.1: return total_of_the_row"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_source_that_breaks_a_rule_is_refused_with_file_and_line(name, tmp_path):
+    old, new, beginning, message = BROKEN[name]
+    text = SAMPLE.read_text(encoding="utf-8")
+    assert old in text
+    text = text.replace(old, new, 1)
+    path = tmp_path / "01_sample.py"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(lecture_source.SourceError, match="01_sample.py, line ") as error:
+        lecture_source.drafts(lecture_source.read(path))
+    assert message in str(error.value)
+    assert text.splitlines()[int(re.search(r"line (\d+)", str(error.value))[1]) - 1].startswith(beginning)
+
+
+def test_a_solution_that_a_cell_prints_is_found():
+    lecture = lecture_source.read(SAMPLE)
+    learner = lecture_source.drafts(lecture)["lectures"][0]
+    learner.cells[-1].outputs = [nbformat.v4.new_output("stream", text="    return total_of_the_row / len(row)\n")]
+    assert lecture_source.leaks(lecture, learner) == ["exercise 1.1: return total_of_the_row / len(row)"]
+
+

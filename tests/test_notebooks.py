@@ -1,0 +1,143 @@
+"""What must hold for every committed notebook, without running it: it is what its source makes, complete and clean."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from utils import build, lecture_source
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted((ROOT / "solutions").glob("[0-9][0-9]_*.py"))
+NOTEBOOKS = [ROOT / folder / f"{source.stem}.ipynb" for source in SOURCES for folder in ("lectures", "solutions")]
+PRIVATE_PATH = re.compile(r"(?:/home/|/Users/|/root/|/tmp/|/var/folders/|[A-Z]:\\+Users|site-packages)[^\s\"']*")
+MOST_LINES = 45  # of a cell, so that it fits a screen; whole kernels and models reach it
+MOST_UNCOMPARED = 5
+MOST_BYTES = 1_500_000
+
+every_lecture = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+
+
+def read(path):
+    assert path.exists(), f"{path.name} is missing: run `python course.py build {path.name[:2]}`"
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(path):
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def outputs(path):
+    return [output for cell in code_cells(path) for output in cell.outputs]
+
+
+def test_there_is_a_lecture_and_nothing_that_has_no_source():
+    assert SOURCES
+    built = {path for folder in ("lectures", "solutions") for path in (ROOT / folder).glob("*.ipynb")}
+    assert built <= set(NOTEBOOKS)
+    modules = {f"{lecture_source.read(source).module}.py" for source in SOURCES}
+    assert {path.name for path in (ROOT / "attention").glob("*.py")} == modules | {"__init__.py"}
+
+
+@every_lecture
+def test_notebooks_hold_the_cells_that_the_source_makes(source):
+    for folder, (draft, _) in lecture_source.drafts(lecture_source.read(source)).items():
+        kept = read(ROOT / folder / f"{source.stem}.ipynb")
+        kept.metadata.pop("build")
+        assert build.sources(kept) == build.sources(draft), f"{folder} is out of date: run `python course.py build`"
+        assert kept.metadata == draft.metadata
+
+
+@every_lecture
+def test_the_module_is_what_the_source_exports(source):
+    lecture = lecture_source.read(source)
+    kept = (ROOT / "attention" / f"{lecture.module}.py").read_text(encoding="utf-8")
+    assert kept == lecture_source.module_text(lecture), "out of date: run `python course.py build`"
+
+
+def test_the_modules_are_clean_python():
+    command = [sys.executable, "-m", "ruff", "check", "--quiet", "--ignore=F401", ROOT / "attention"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@every_lecture
+def test_no_solution_survives_in_the_lecture(source):
+    lecture = lecture_source.read(source)
+    assert lecture.exercises
+    assert lecture_source.leaks(lecture, read(ROOT / "lectures" / f"{source.stem}.ipynb")) == []
+    assert "SOLUTION" not in (ROOT / "lectures" / f"{source.stem}.ipynb").read_text(encoding="utf-8")
+
+
+@every_lecture
+def test_every_exercise_is_open_in_the_lecture_and_solved_in_the_solution(source):
+    for exercise in lecture_source.read(source).exercises:
+        call = f'check("{exercise.number}"'
+        for folder, verdict in (("lectures", "not attempted yet"), ("solutions", "properties hold")):
+            cell = next(cell for cell in code_cells(ROOT / folder / f"{source.stem}.ipynb") if call in cell.source)
+            assert verdict in "".join(output.get("text", "") for output in cell.outputs), (folder, exercise.number)
+
+
+@every_lecture
+def test_the_lecture_says_first_that_it_is_generated(source):
+    assert read(ROOT / "lectures" / f"{source.stem}.ipynb").cells[0].source.startswith("*Generated from")
+
+
+@every_notebook
+def test_every_code_cell_has_been_executed_in_order(path):
+    counts = [cell.execution_count for cell in code_cells(path)]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+@every_notebook
+def test_no_error_and_nothing_on_stderr(path):
+    assert [output for output in outputs(path) if output.output_type == "error" or output.get("name") == "stderr"] == []
+
+
+@every_notebook
+def test_no_private_path(path):
+    texts = [str(text) for output in outputs(path) for kind, text in [("text", output.get("text", "")),
+             *output.get("data", {}).items()] if kind != "image/png"]
+    texts += [cell.source for cell in read(path).cells]
+    assert [found[0] for text in texts for found in [PRIVATE_PATH.search(text)] if found] == []
+
+
+@every_notebook
+def test_every_picture_has_a_description_and_a_caption(path):
+    for cell in code_cells(path):
+        for index, output in enumerate(cell.outputs):
+            if "image/png" in output.get("data", {}):
+                description = output.metadata.get("image/png", {}).get("alt", "")
+                assert len(description) > 20, cell.source
+                assert output.data["text/plain"].strip("'") == description
+                caption = cell.outputs[index + 1].data["text/markdown"]
+                assert description.split()[0] in caption, cell.source
+
+
+@every_notebook
+def test_pictures_are_stored_with_few_colours(path):
+    kept = [cell.outputs for cell in code_cells(path)]
+    assert kept == [build.notebook_outputs.clean(cell_outputs) for cell_outputs in kept]
+
+
+@every_notebook
+def test_cells_are_short(path):
+    longest = max(read(path).cells, key=lambda cell: len(cell.source.splitlines()))
+    assert len(longest.source.splitlines()) <= MOST_LINES, longest.source
+
+
+@every_notebook
+def test_few_outputs_go_uncompared(path):
+    uncompared = [cell.source for cell in code_cells(path)
+                  if "nbval-ignore-output" in cell.metadata.get("tags", ()) or "NBVAL_" in cell.source]
+    assert len(uncompared) <= MOST_UNCOMPARED, uncompared
+
+
+@every_notebook
+def test_the_file_is_small_and_asks_for_the_kernel_that_everybody_has(path):
+    assert path.stat().st_size < MOST_BYTES
+    assert read(path).metadata.kernelspec.name == "python3"
