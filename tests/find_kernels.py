@@ -7,15 +7,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.cuda.source import blank
+from utils.cuda.source import find_kernels as kernels_in
+
 # Template arguments for a kernel whose calls only decide them at run time.
 TYPICAL = {"bool": "true", "typename": "float", "class": "float"}
 TYPICAL_NUMBER = "64"
-
-_KERNEL = re.compile(
-    r"(?:template\s*<(?P<template>[^{};()]*?)>\s*)?(?:extern\s*\"C\"\s*)?(?:static\s+)?__global__\s+"
-    r"(?:__launch_bounds__\s*\([^)]*\)\s*)?void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(?P<name>\w+)\s*\("
-)
-
 
 @dataclass(frozen=True)
 class Found:
@@ -72,22 +69,22 @@ def _in_python(where, text):
     compiled = [(where, source, _templates(call, values)) for call in calls for source in _strings(call.args[0], values)]
     strings = [(where, node.value) for node in ast.walk(tree)
                if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
-               and _KERNEL.search(node.value)]  # fmt: skip
+               and "__global__" in node.value and kernels_in(node.value)]  # fmt: skip
     return compiled, strings
 
 
-def _in_cuda(where, source, templates):
-    kernels = []
-    bare = re.sub(r"//[^\n]*|/\*.*?\*/", " ", source, flags=re.DOTALL)
-    for match in _KERNEL.finditer(bare):
-        if match["template"] is None:
-            kernels.append(Found(where, source, match["name"], ()))
+def _in_cuda(where, text, templates):
+    found = []
+    for kernel in kernels_in(text):
+        if not kernel.is_template:
+            found.append(Found(where, text, kernel.name, ()))
             continue
-        parameters = [part.split("=")[0].split() for part in match["template"].split(",")]
+        head = re.search(rf"template\s*<([^;{{}}()]*)>[^;{{}}]*?\b{kernel.name}\s*\(", blank(text))
+        parameters = [parameter.split("=")[0].split() for parameter in head[1].split(",")]
         fitting = [template for template in templates if len(template) == len(parameters)]
         typical = tuple(TYPICAL.get(words[0], TYPICAL_NUMBER) for words in parameters)
-        kernels += [Found(where, source, match["name"], template) for template in dict.fromkeys(fitting or [typical])]
-    return kernels
+        found += [Found(where, text, kernel.name, template) for template in dict.fromkeys(fitting or [typical])]
+    return found
 
 
 def _strings(node, values, resolving=()):

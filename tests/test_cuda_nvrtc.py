@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import find_kernels
-from utils import cuda
+from utils.cuda.source import CompileError
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-core and nvidia-cuda-nvrtc are not installed")
 from utils.cuda import gpu
@@ -81,18 +81,24 @@ def test_the_finder_refuses_a_kernel_that_it_cannot_read():
 
 
 def test_a_wrong_kernel_is_refused_at_the_learners_line():
-    with pytest.raises(cuda.CompileError, match=r"kernel\.cu\(2\).*expected a \";\""):
-        gpu.compile_for("__global__ void k(int* a) { a[0] = 1\n int b = 3; }", "k")
+    with pytest.raises(CompileError) as refused:
+        gpu.compile_for("__global__ void k(int* a) {\n  a[0] = b;\n}", "k")
+    assert str(refused.value) == 'line 2: identifier "b" is undefined\n    2 |   a[0] = b;\n      |          ^'
+
+
+def test_a_missing_header_is_named():
+    with pytest.raises(CompileError, match=r'line 1: cannot open source file "foo.h"'):
+        gpu.compile_for("#include <foo.h>\n__global__ void k(int* a) {}", "k")
 
 
 @pytest.mark.parametrize(("name", "template"), [("other", ()), ("k", (3,))])
 def test_a_kernel_that_is_not_there_is_named(name, template):
-    with pytest.raises(cuda.CompileError, match="no kernel"):
+    with pytest.raises(CompileError, match="no kernel"):
         gpu.compile_for("__global__ void k(int* a) {}", name, template)
 
 
 def test_an_architecture_that_nvrtc_does_not_know_is_named():
-    with pytest.raises(cuda.CompileError, match="sm_999"):
+    with pytest.raises(CompileError, match="sm_999"):
         gpu.compile_for("__global__ void k(int* a) {}", "k", (), "sm_999")
 
 

@@ -6,6 +6,7 @@ for real architectures. Launching goes to PyTorch's current stream and copies no
 
 import ctypes
 import functools
+import re
 import struct
 import warnings
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from cuda.bindings import driver, nvrtc
 from cuda.core import ObjectCode, Program, ProgramOptions
 
 from utils import cuda
+from utils.cuda.source import CompileError, point_at
 
 MAX_GRID = (2**31 - 1, 65535, 65535)
 MAX_BLOCK = (1024, 1024, 64)
@@ -84,6 +86,9 @@ _TYPES = {
 }  # fmt: skip
 
 
+_NVRTC_ERROR = re.compile(r"(?P<file>.+?)\((?P<line>\d+)\): (?:catastrophic )?error: (?P<message>.*)")
+
+
 @dataclass(frozen=True)
 class Parameter:
     """One parameter of a compiled kernel, as the compiler sees it.
@@ -134,7 +139,7 @@ def compile_for(source, name, template=(), arch="sm_90"):
         try:
             code = Program(text, "c++", options).compile("cubin", name_expressions=[expression])
         except Exception as error:  # noqa: BLE001 (cuda.core's own error class is not public)
-            raise cuda.CompileError(_readable(str(error), expression, arch)) from None
+            raise CompileError(_readable(str(error), source, expression, arch)) from None
     return Binary(expression, code, _read_signature(code.code))
 
 
@@ -273,9 +278,8 @@ def _opt_in(kernel, loaded, shared_bytes, device):
     attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     (status,) = driver.cuKernelSetAttribute(attribute, shared_bytes, driver.CUkernel(loaded.handle), device.index)
     if status != driver.CUresult.CUDA_SUCCESS:
-        import torch
-
-        most = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+        limit = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+        _, most = driver.cuDeviceGetAttribute(limit, device.index)
         raise cuda.KernelError(
             f"{kernel.name} asks for {shared_bytes} bytes of dynamic and {loaded.static_bytes} bytes of static shared "
             f"memory in a block; this GPU has {most}."
@@ -311,19 +315,21 @@ def _read_signature(cubin):
     return tuple(Parameter(kind.decode(), code.decode(), size) for kind, code, size in entries)
 
 
-def _readable(message, expression, arch):
-    """NVRTC's log without the lines that speak of our own table; they only repeat that the kernel is not there."""
-    if "--gpu-architecture" in message:
-        return f"This NVRTC ({'.'.join(map(str, _version()))}) does not know the architecture {arch!r}."
-    log = message.partition("compilation log:")[2].strip() or message
-    blocks, keep = [], True
-    for line in log.splitlines():
-        starts = "): error" in line or "): warning" in line or "): catastrophic" in line
-        keep = (not line.startswith(("signature(", "__nv_name_map("))) if starts else keep
-        if keep and "detected in the compilation" not in line:
-            blocks.append(line)
-    text = "\n".join(blocks).strip("\0\n ")
-    return text or f"The source has no kernel {expression!r}, or its template arguments do not fit."
+def _readable(log, source, expression, arch):
+    """NVRTC's log in the form of the other compilers' messages: the learner's line, its text, a caret."""
+    if "--gpu-architecture" in log:
+        return f"this NVRTC ({'.'.join(map(str, _version()))}) does not know the architecture {arch!r}"
+    messages, lines = [], log.splitlines()
+    for number, text in enumerate(lines):
+        match = _NVRTC_ERROR.match(text)
+        if match and match["file"] == "kernel.cu":
+            caret = next((line for line in lines[number + 1 : number + 4] if line.strip() == "^"), "")
+            column = max(0, caret.find("^") - 1)  # NVRTC indents by two, point_at counts from one
+            messages.append(point_at(source, int(match["line"]), match["message"], column))
+        elif match and match["file"] not in ("signature", "__nv_name_map"):
+            messages.append(text)
+    # what is left are complaints about our own table: the kernel that it asks for does not exist
+    return "\n".join(messages[:3]) or f"the source has no kernel {expression!r}, or its template arguments do not fit"
 
 
 def _meaning(status):
