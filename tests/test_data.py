@@ -122,10 +122,10 @@ def test_an_unknown_token_is_named():
         data.Vocabulary(["ab"]).encode(["az"])
 
 
-def test_recall_lag_asks_for_the_symbol_k_steps_back():
-    stream, lag, answer = data.recall_lag(np.random.default_rng(0), batch=500, seq_len=9, n_symbols=7)
-    assert stream.shape == (500, 9) and set(lag.tolist()) == set(range(9)) and set(stream.ravel().tolist()) == set(range(7))
-    assert all(row[::-1][k] == symbol for row, k, symbol in zip(stream, lag, answer))
+def test_recall_stream_asks_for_the_symbol_k_steps_back():
+    stream, answers = data.recall_stream(np.random.default_rng(0), batch=50, seq_len=9, n_symbols=7)
+    assert stream.shape == answers.shape == (50, 9) and set(stream.ravel().tolist()) == set(range(7))
+    assert all(answers[row, k] == stream[row, 9 - 1 - k] for row in range(50) for k in range(9))
 
 
 def test_recall_pairs_asks_for_the_value_of_a_key_of_the_stream():
@@ -137,14 +137,14 @@ def test_recall_pairs_asks_for_the_value_of_a_key_of_the_stream():
 
 
 def test_recall_streams_repeat_with_the_same_seed_only():
-    first, again, other = (data.recall_lag(np.random.default_rng(seed), 50, 8, 5)[0] for seed in (0, 0, 1))
+    first, again, other = (data.recall_stream(np.random.default_rng(seed), 50, 8, 5)[0] for seed in (0, 0, 1))
     assert (first == again).all() and (first != other).any()
 
 
 def test_recall_streams_refuse_sizes_that_do_not_exist():
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="seq_len must be at least 1, not 0"):
-        data.recall_lag(rng, 4, 0, 5)
+        data.recall_stream(rng, 4, 0, 5)
     with pytest.raises(ValueError, match="n_pairs must be at most n_symbols = 3, because keys are distinct, not 4"):
         data.recall_pairs(rng, 4, 4, 3)
 

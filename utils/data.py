@@ -86,16 +86,15 @@ class Vocabulary:
         return [self.tokens[i] for i in ids if i not in (self.PAD, self.START)]
 
 
-def recall_lag(rng, batch, seq_len, n_symbols):
-    """Streams of random symbols, each with the question "which symbol stood k steps before the last one?".
+def recall_stream(rng, batch, seq_len, n_symbols):
+    """Streams of random symbols, and for every lag k the symbol that stood k steps before the last one.
 
-    Returns (stream, lag, answer): stream (batch, seq_len) int64 in [0, n_symbols), lag (batch,) int64 in [0, seq_len),
-    answer (batch,) int64. Lag 0 asks for the last symbol itself. rng is a numpy Generator.
+    Returns (stream, answers), both (batch, seq_len) int64 in [0, n_symbols); answers[:, k] = stream[:, seq_len - 1 - k].
+    rng is a numpy Generator.
     """
     _check_positive(batch=batch, seq_len=seq_len, n_symbols=n_symbols)
     stream = rng.integers(n_symbols, size=(batch, seq_len))
-    lag = rng.integers(seq_len, size=batch)
-    return stream, lag, stream[np.arange(batch), seq_len - 1 - lag]
+    return stream, stream[:, ::-1].copy()
 
 
 def recall_pairs(rng, batch, n_pairs, n_symbols):
