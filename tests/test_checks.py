@@ -2,11 +2,11 @@
 
 import builtins
 import importlib
-import io
 import itertools
 import os
 import re
 import sys
+import threading
 import time
 import types
 
@@ -16,7 +16,7 @@ import pytest
 from utils.check import check
 from utils.checks import exercises, lectures, process
 from utils.checks.report import lines
-from utils.checks.trial import NotAttempted, try_answer
+from utils.checks.trial import UNCHANGED, NotAttempted, try_answer
 
 EXERCISES = [exercise for lecture in lectures() for exercise in exercises(lecture)]
 FUNCTIONS = [exercise for exercise in EXERCISES if exercise.oracle]
@@ -26,7 +26,9 @@ numbers = pytest.mark.parametrize("exercise", FUNCTIONS, ids=lambda e: e.number)
 
 def answers(kind):
     modules = [importlib.import_module(f"tests.answers.lecture_{lecture}") for lecture in lectures()]
-    return [(number, answer) for module in modules for number, given in getattr(module, kind).items() for answer in given]
+    return [
+        (number, answer) for module in modules for number, given in getattr(module, kind).items() for answer in given
+    ]
 
 
 def report(exercise, answer, own=None):
@@ -224,10 +226,12 @@ def test_a_hostile_answer_gets_a_sentence(exercise, case):
 @numbers
 @pytest.mark.parametrize("case", FATAL)
 def test_an_answer_that_ends_its_process_or_never_ends_is_survived(exercise, case, monkeypatch):
-    monkeypatch.setattr(process, "TIME_LIMIT", 0.2)
     answer, words = FATAL[case]
+    if "loop" in case:
+        monkeypatch.setattr(process, "TIME_LIMIT", 0.2)
     result, text = report(exercise, answer)
-    assert [row.holds for row in result.rows] == [False] + [None] * len(exercise.properties)
+    assert result.rows[0].holds is False
+    assert {row.holds for row in result.rows[1:]} == {None}
     assert words in text
     monkeypatch.setattr(process, "TIME_LIMIT", 10)
     assert try_answer(exercise, exercise.oracle).rows[0].holds, "the next check works again"
@@ -303,13 +307,12 @@ def test_every_call_gets_fresh_arguments(exercise):
 
     rows = try_answer(exercise, spoils).rows
     plain = try_answer(exercise, oracle).rows
-    assert [row.holds for row in rows[:-1]] == [row.holds for row in plain[:-1]]
+    assert [row for row in rows if row.name != UNCHANGED] == [row for row in plain if row.name != UNCHANGED]
 
 
 def test_an_answer_that_cannot_be_copied_gets_a_sentence(capsys):
-    handle = io.open(os.devnull)
-    check("1.1", lambda x, axis=-1: handle)
-    handle.close()
+    lock = threading.Lock()
+    check("1.1", lambda x, axis=-1: lock)
     assert "cannot be copied" in capsys.readouterr().out
 
 
@@ -371,7 +374,9 @@ def test_a_right_answer_comes_back_itself(course, capsys):
     assert capsys.readouterr().out.endswith("7 of 7 properties hold.\n")
 
 
-@pytest.mark.parametrize("answer", [stub, returns(None), exits, "softmax"], ids=["stub", "wrong", "exits", "no function"])
+@pytest.mark.parametrize(
+    "answer", [stub, returns(None), exits, "softmax"], ids=["stub", "wrong", "exits", "no function"]
+)
 def test_otherwise_the_courses_own_comes_back(course, answer, capsys):
     assert check("1.1", answer) is course
 

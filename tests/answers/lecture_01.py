@@ -316,7 +316,7 @@ def local_softmax_over_everything(scores, centre, window):
     return plain_softmax(scores) * np.exp(-2 * (distance / window) ** 2) * (np.abs(distance) <= window)
 
 
-@wrong("1.7", "IndexError in line")
+@wrong("1.7", "TypeError in line")
 def local_whole_centres_only(scores, centre, window):
     weights = np.zeros_like(scores)
     for i, p in enumerate(centre):

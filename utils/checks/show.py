@@ -3,7 +3,7 @@
 import numpy as np
 
 LARGEST_SHOWN = 40  # elements
-LONGEST_ROW = 6
+LONGEST_ROW = 5
 
 
 def text(value, precision=4):
@@ -45,7 +45,7 @@ def where(got, expected):
     else:
         label = f"at {list(map(int, place))}: " if place else ""
     got, expected = got[place], expected[place]
-    for precision in (4, 8, 12):
+    for precision in (3, 8, 12):
         if text(got, precision) != text(expected, precision):
             return f"{label}expected {text(expected, precision)}, got {text(got, precision)}"
     return f"{label}expected {text(expected)}, got values that differ by {np.nanmax(_apart(got, expected)):.0e}"

@@ -96,10 +96,10 @@ def try_answer(exercise, answer, own=None):
         result.rows.append(Row(prop.name, False, why))
     if trial:
         result.printed = trial.printed
-        row = Row(UNCHANGED, not trial.changed if trial.returned else None, trial.changed)
         if result.passed and trial.changed:
             result.hint = "Work on a copy: whoever called the function still needs what they passed."
-        result.rows.append(row)
+        if trial.takes_arrays:
+            result.rows.append(Row(UNCHANGED, not trial.changed if trial.returned else None, trial.changed))
     return result
 
 
@@ -162,6 +162,10 @@ class Trial:
                 raise Failed(f"{label}returned an array of {value.array.dtype}, expected {called}")
             if difference(value.array, want) > (TOLERANCE[dtype] if kinds == "f" else 0.0):
                 raise Failed(label + where(value.array, want))
+
+    @property
+    def takes_arrays(self):
+        return any(isinstance(value, np.ndarray) for call in self.calls for value in call.arguments.values())
 
     def hint(self, prop):
         """What to say about the last call, at which a property failed: above all which known mistake it looks like."""
