@@ -1,7 +1,7 @@
-"""Answers to the exercises of lecture 01 as learners write them: right ones in another way than the lecture, wrong ones.
+"""Answers to the exercises of lecture 01 as learners write them: right ones, unlike the lecture's, and wrong ones.
 
-WRONG pairs each wrong answer with words that the report must contain. The wrong answers of utils/checks/lecture_01.py
-are tested with these.
+WRONG pairs each wrong answer with words that the report must contain. The known mistakes of utils/checks/lecture_01.py
+are further wrong answers.
 """
 
 import math
