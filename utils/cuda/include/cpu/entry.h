@@ -1,0 +1,62 @@
+// The way in: a call with unpacked arguments, and a description of the arguments, both made from the kernel's own type.
+// Nothing is parsed, so typedefs, templates and structs cannot be got wrong.
+#pragma once
+
+template <class T> struct CuCode { enum { value = 0 }; };      // 0: a struct, known by its size alone
+#define CU_CODE(T, c) template <> struct CuCode<T> { enum { value = c }; };
+CU_CODE(float, 'f') CU_CODE(double, 'd') CU_CODE(__half, 'e') CU_CODE(__nv_bfloat16, 'y')
+CU_CODE(bool, '?') CU_CODE(char, 'b') CU_CODE(signed char, 'b') CU_CODE(unsigned char, 'B')
+CU_CODE(short, 'h') CU_CODE(unsigned short, 'H') CU_CODE(int, 'i') CU_CODE(unsigned, 'I')
+CU_CODE(long, (sizeof(long) == 8 ? 'q' : 'i')) CU_CODE(unsigned long, (sizeof(long) == 8 ? 'Q' : 'I'))
+CU_CODE(long long, 'q') CU_CODE(unsigned long long, 'Q')
+#define CU_POINTEE(T, c) template <> struct CuPointee<T> { enum { value = c }; };
+template <class T> struct CuPointee { enum { value = CuCode<T>::value }; };      // an array of vectors is an array of numbers
+CU_POINTEE(void, 'v') CU_POINTEE(float2, 'f') CU_POINTEE(float3, 'f') CU_POINTEE(float4, 'f') CU_POINTEE(double2, 'd')
+CU_POINTEE(int2, 'i') CU_POINTEE(int3, 'i') CU_POINTEE(int4, 'i') CU_POINTEE(uint2, 'I') CU_POINTEE(uint4, 'I')
+CU_POINTEE(__half2, 'e') CU_POINTEE(__nv_bfloat162, 'y')
+
+template <class T> struct CuSize { enum { value = sizeof(T) }; };
+template <> struct CuSize<void> { enum { value = 1 }; };
+
+struct CuArgument { char kind, code; unsigned short size; };      // kind: 's' by value, 'p' pointer, 'c' pointer to const
+template <class T> struct CuDescribe { static constexpr CuArgument value = {'s', CuCode<T>::value, sizeof(T)}; };
+template <class T> struct CuDescribe<const T> : CuDescribe<T> {};
+template <class T> struct CuDescribe<T*> { static constexpr CuArgument value = {'p', CuPointee<T>::value, CuSize<T>::value}; };
+template <class T> struct CuDescribe<const T*> {
+  static constexpr CuArgument value = {'c', CuPointee<T>::value, CuSize<T>::value};
+};
+template <class T> struct CuDescribe<T* const> : CuDescribe<T*> {};
+
+template <class T> struct CuElement { enum { size = sizeof(T) }; };
+template <class T, size_t N> struct CuElement<T[N]> : CuElement<T> {};
+
+template <int... I> struct CuIndices {};
+template <int N, int... I> struct CuCount : CuCount<N - 1, N - 1, I...> {};
+template <int... I> struct CuCount<0, I...> { typedef CuIndices<I...> type; };
+
+#if defined(__clang__)
+#define CU_UNCHECKED __attribute__((no_sanitize("coverage")))
+#else
+#define CU_UNCHECKED __attribute__((no_sanitize_thread))
+#endif
+
+template <class... A, int... I> CU_UNCHECKED static inline void cu_apply(void (*f)(A...), void** a, CuIndices<I...>) {
+  f(*(A*)a[I]...);
+}
+template <class... A> CU_UNCHECKED static inline void cu_enter(void (*f)(A...), void** a) {
+  cu_apply(f, a, typename CuCount<sizeof...(A)>::type());
+}
+template <class... A> CU_UNCHECKED static inline int cu_describe(void (*)(A...), CuArgument* out) {
+  CuArgument all[] = {CuDescribe<A>::value..., CuArgument()};
+  for (unsigned i = 0; i < sizeof...(A); ++i) out[i] = all[i];
+  return sizeof...(A);
+}
+
+#if defined(_WIN32)
+#define CU_EXPORT extern "C" __declspec(dllexport)
+#else
+#define CU_EXPORT extern "C" __attribute__((visibility("default"), used))
+#endif
+#define CU_ENTRY(...) \
+  CU_EXPORT CU_UNCHECKED void cu_entry(void** arguments) { cu_enter(&__VA_ARGS__, arguments); } \
+  CU_EXPORT CU_UNCHECKED int cu_signature(CuArgument* out) { return cu_describe(&__VA_ARGS__, out); }

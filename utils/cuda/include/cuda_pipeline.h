@@ -1,0 +1,1 @@
+#error CU_ONLY_ON_A_GPU

@@ -1,0 +1,1 @@
+// Everything this header declares is declared before the kernel's first line already.

@@ -1,0 +1,169 @@
+"""What a kernel did wrong, in sentences."""
+import struct
+from collections import namedtuple
+from dataclasses import dataclass
+
+# As struct Problem in runtime/problems.h.
+RECORD = struct.Struct("=9iI2Qq3I96s4x")
+Record = namedtuple("Record", "kind line1 line2 access1 access2 region size thread1 thread2 count place1 place2 offset "
+                              "block_x block_y block_z text")
+KINDS = {1: "out of bounds", 2: "null pointer", 3: "misaligned", 4: "write to const", 5: "unwritten shared memory",
+         6: "race", 7: "race between blocks", 8: "async copy", 9: "async copy", 10: "barrier", 11: "deadlock",
+         12: "shuffle", 13: "shuffle", 14: "shuffle", 15: "stack overflow", 16: "assert", 17: "shared memory"}
+READS, READ = ("reads", "writes", "updates atomically", "", "writes (cp.async)"), ("read", "write", "atomic", "", "write")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that a kernel did wrong. `kind` is one of the words in KINDS, "crash" or "time limit"; `line` is 0 if none."""
+
+    kind: str
+    line: int
+    message: str
+
+    def __str__(self):
+        return self.message
+
+
+class Writer:
+    """Turns the runtime's records into `Problem`s. `regions` maps a number to (name, bytes, element, is shared)."""
+
+    def __init__(self, source, lines, block, regions):
+        self.source, self.lines, self.block, self.regions = source.split("\n"), lines, block, regions
+
+    def problems(self, data):
+        """One problem for each kind and pair of lines, in the order they were found."""
+        merged = {}
+        for record in map(Record._make, RECORD.iter_unpack(data)):
+            line1 = record.line1 or self.lines.get(record.place1, 0)
+            line2 = record.line2 or self.lines.get(record.place2, 0)
+            pair = (record.kind, *sorted((line1, line2)), record.region)
+            first, count = merged.get(pair, (record, 0))
+            merged[pair] = first, count + record.count
+        return [self.problem(record, count) for record, count in merged.values()]
+
+    def problem(self, r, count):
+        line = r.line1 or self.lines.get(r.place1, 0)
+        message = getattr(self, "_" + {8: "not_waited", 9: "at_exit", 12: "not_in_mask", 13: "from_exited",
+                                       14: "own_lane"}.get(r.kind, KINDS[r.kind].replace(" ", "_")))(r)
+        return Problem(KINDS[r.kind], line, message + (f" ({count:,} times)" if count > 1 else ""))
+
+    # ---- parts of a sentence
+
+    def at(self, line):
+        if not 0 < line <= len(self.source):
+            return "at an unknown line"
+        return f"at line {line}: `{self.source[line - 1].strip()}`"
+
+    def first_at(self, r):
+        return self.at(r.line1 or self.lines.get(r.place1, 0))
+
+    def second_at(self, r):
+        return self.at(r.line2 or self.lines.get(r.place2, 0))
+
+    def thread(self, number):
+        x, y, _ = self.block
+        return f"thread ({number % x},{number // x % y},{number // x // y})"
+
+    def where(self, r):
+        return f"block ({r.block_x},{r.block_y},{r.block_z})"
+
+    def element(self, r):
+        name, _, element, is_shared = self.regions[r.region]
+        if name == "dynamic shared memory":
+            return f"byte {r.offset} of dynamic shared memory"
+        return f"{'shared ' if is_shared else ''}{name}[{r.offset // element}]"
+
+    @staticmethod
+    def text(r):
+        first, _, second = r.text.split(b"\0")[0].decode(errors="replace").partition("|")
+        return first, second
+
+    # ---- one sentence for each kind
+
+    def _out_of_bounds(self, r):
+        who = f"by {self.thread(r.thread1)} of {self.where(r)}, {self.first_at(r)}"
+        if r.region < 0:
+            return f"OUT OF BOUNDS {READ[r.access1]} of {r.size} bytes, far from every array, {who}"
+        name, size, element, _ = self.regions[r.region]
+        extent = (f"it has {size:,} bytes" if name == "dynamic shared memory"
+                  else f"{name} has {size // element:,} elements")
+        return f"OUT OF BOUNDS {READ[r.access1]} of {r.size} bytes at {self.element(r)}, but {extent}, {who}"
+
+    def _null_pointer(self, r):
+        return f"NULL POINTER: {READ[r.access1]} through it by {self.thread(r.thread1)} of {self.where(r)}, {self.first_at(r)}"
+
+    def _misaligned(self, r):
+        name = self.regions[r.region][0]
+        return (f"MISALIGNED {READ[r.access1]} of {r.size} bytes at byte {r.offset} of {name}, which is no multiple of {r.size}, "
+                f"by {self.thread(r.thread1)} of {self.where(r)}, {self.first_at(r)}")
+
+    def _write_to_const(self, r):
+        return (f"WRITE TO A CONST ARRAY at {self.element(r)} by {self.thread(r.thread1)} of {self.where(r)}, "
+                f"{self.first_at(r)}")
+
+    def _unwritten_shared_memory(self, r):
+        return (f"UNWRITTEN SHARED MEMORY: {self.thread(r.thread1)} of {self.where(r)} reads {self.element(r)}, which no "
+                f"thread of the block has written, {self.first_at(r)}")
+
+    def _race(self, r):
+        same_warp = r.thread1 // 32 == r.thread2 // 32
+        remedy = "__syncwarp() or __syncthreads()" if same_warp else "__syncthreads()"
+        place = "" if self.regions[r.region][3] else "global "
+        return (f"RACE on {place}{self.element(r)}: {self.thread(r.thread1)} {READS[r.access1]} {self.first_at(r)}\n"
+                f"  and {self.thread(r.thread2)} {READS[r.access2]} {self.second_at(r)}\n"
+                f"  with no {remedy} between them, in {self.where(r)}")
+
+    def _race_between_blocks(self, r):
+        return (f"RACE BETWEEN BLOCKS on global {self.element(r)}: {self.where(r)} {READS[r.access1]} {self.first_at(r)}\n"
+                f"  and an earlier block {READS[r.access2]} {self.second_at(r)}\n"
+                "  Blocks of one launch have no order: use an atomic, or two launches")
+
+    def _not_waited(self, r):
+        return (f"ASYNC COPY NOT WAITED FOR: {self.thread(r.thread1)} of {self.where(r)} {READS[r.access1]} {self.element(r)} "
+                f"while a cp.async into it is under way, {self.first_at(r)}. Commit it, wait for it "
+                "(__pipeline_wait_prior), then __syncthreads()")
+
+    def _at_exit(self, r):
+        return (f"ASYNC COPY NOT WAITED FOR: {self.thread(r.thread1)} of {self.where(r)} returns while its copy is under way, "
+                f"{self.first_at(r)}")
+
+    def _barrier(self, r):
+        _, other = self.text(r)
+        begin = f"BARRIER NOT REACHED BY ALL in {self.where(r)}: {self.thread(r.thread1)} waits {self.at(r.line1)}\n  "
+        if not r.line2:
+            return begin + f"but {self.thread(r.thread2)} has already returned"
+        return begin + f"but {self.thread(r.thread2)} waits {self.at(r.line2)}"
+
+    def _deadlock(self, r):
+        first, second = self.text(r)
+        begin = f"DEADLOCK in {self.where(r)}: {self.thread(r.thread1)} waits in {first} {self.at(r.line1)}\n  "
+        if not r.line2:
+            return begin + "for lanes of its warp that never come"
+        return begin + f"but {self.thread(r.thread2)} waits in {second} {self.at(r.line2)}"
+
+    def _not_in_mask(self, r):
+        name, mask = self.text(r)
+        return (f"SHUFFLE OUT OF THE MASK: {self.thread(r.thread1)} of {self.where(r)} reads lane {r.thread2} in {name}, but the "
+                f"mask 0x{mask} does not have that lane, {self.first_at(r)}")
+
+    def _from_exited(self, r):
+        name, _ = self.text(r)
+        return (f"SHUFFLE FROM A MISSING LANE: {self.thread(r.thread1)} of {self.where(r)} reads lane {r.thread2} in {name}, which has "
+                f"returned or does not exist in this block, {self.first_at(r)}")
+
+    def _own_lane(self, r):
+        name, mask = self.text(r)
+        return (f"WRONG MASK: {self.thread(r.thread1)} of {self.where(r)} calls {name} with the mask 0x{mask}, which does not have "
+                f"its own lane {r.thread1 % 32}, {self.first_at(r)}")
+
+    def _stack_overflow(self, r):
+        return (f"STACK OVERFLOW: the local variables of {self.thread(r.thread1)} of {self.where(r)} take more than 96 KB; "
+                "look for large local arrays or unbounded recursion")
+
+    def _assert(self, r):
+        expression = r.text.split(b"\0")[0].decode(errors="replace")
+        return f"ASSERT failed: {expression} by {self.thread(r.thread1)} of {self.where(r)}, {self.first_at(r)}"
+
+    def _shared_memory(self, r):
+        return "TOO MUCH SHARED MEMORY: more than 16 shared arrays, or more than 227 KB together"

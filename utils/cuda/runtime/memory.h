@@ -1,0 +1,283 @@
+// The memory a kernel may touch, and the callbacks that the compiler puts before every load and store.
+#pragma once
+
+// Last writer and two readers of a cell of 1, 2 or 4 bytes; what a race is, is decided in races.h.
+struct Cell {
+  uint32_t write_epoch, write_place, read_epoch, read_place;
+  uint16_t writer, writer_warp_epoch, reader1, reader1_warp_epoch, reader2, reader2_warp_epoch, atomic, unused;
+};
+
+struct Region {                    // one array
+  char name[32];
+  uint64_t low, bytes;
+  int32_t writable, element;
+  Cell* cell;
+  size_t n_cells;
+  uint8_t *loaded, *stored;        // one bit for each 32-byte sector of a global array
+  uint8_t* pending;                // one byte for each byte of a shared array: a cp.async is under way
+  unsigned cell_shift;
+};
+
+enum { MAX_SHARED = 16, MAX_REGIONS = 48, GLOBAL = MAX_SHARED };      // shared arrays first, then global ones
+static Region region[MAX_REGIONS];
+static int n_shared, n_regions = GLOBAL, last_global = GLOBAL;
+static bool is_shared(int r) { return r < GLOBAL; }
+
+static uint32_t epoch = 1;         // counts the barriers of the launch; a block begins a new one too
+static uint32_t block_epoch, launch_epoch;
+static uint16_t warp_epoch[MAX_WARPS];      // counts the __syncwarp() of each warp of the block
+static unsigned launch;
+static int races_unchecked;        // arrays too large to keep a cell for every element
+static uint64_t max_cells = 16u << 20;
+static unsigned dynamic_shift;
+static unsigned n_pending;
+
+static unsigned shift_for(int element) { return element >= 4 ? 2 : element >= 2 ? 1 : 0; }
+
+static Region* add_region(int index, const char* name, void* p, size_t bytes, int element, int writable, unsigned shift) {
+  Region* r = &region[index];
+  memset(r, 0, sizeof *r);
+  snprintf(r->name, sizeof r->name, "%s", name);
+  r->low = (uint64_t)(uintptr_t)p;
+  r->bytes = bytes;
+  r->element = element;
+  r->writable = writable;
+  r->cell_shift = shift;
+  r->n_cells = (bytes + 3) >> shift;
+  if (r->n_cells > max_cells) { r->n_cells = 0; races_unchecked++; }
+  r->cell = (Cell*)calloc(r->n_cells + 1, sizeof(Cell));
+  if (index >= GLOBAL) {
+    r->loaded = (uint8_t*)calloc(bytes / 256 + 2, 1);
+    r->stored = (uint8_t*)calloc(bytes / 256 + 2, 1);
+  } else {
+    r->pending = (uint8_t*)calloc(bytes, 1);
+  }
+  return r;
+}
+
+static void free_region(Region* r) {
+  free(r->cell);
+  free(r->loaded);
+  free(r->stored);
+  free(r->pending);
+  memset(r, 0, sizeof *r);
+}
+
+// ---- shared memory: one arena, a guard band before and after every array, NaN until it is written
+
+enum { ARENA_BYTES = 256 * 1024, GUARD = 1024, UNWRITTEN = 0xff };
+static char arena[ARENA_BYTES] __attribute__((aligned(128)));
+static size_t arena_used;
+
+static void* add_shared(const char* name, size_t bytes, int element, unsigned shift) {
+  size_t padded = (bytes + 127) & ~(size_t)127;
+  if (n_shared == MAX_SHARED || arena_used + padded + 2 * GUARD > ARENA_BYTES) return 0;
+  char* p = arena + arena_used + GUARD;
+  arena_used += GUARD + padded;
+  add_region(n_shared++, name, p, bytes, element, 1, shift);
+  memset(p, UNWRITTEN, bytes);
+  return p;
+}
+
+extern "C" void* cu_static_shared(CuSharedArray* array, const char* name, size_t bytes, size_t element) {
+  if (array->launch == launch) return array->address;      // every thread of every block has the same one
+  array->address = add_shared(name, bytes, (int)element, shift_for((int)element));
+  array->launch = launch;
+  if (array->address) return array->address;
+  report(TOO_MUCH_SHARED, 0, 0);
+  stop_kernel();
+  return 0;
+}
+
+// ---- addresses that are none of the kernel's arrays
+
+#if defined(__linux__)
+extern char __ehdr_start __attribute__((visibility("hidden"))), _end __attribute__((visibility("hidden")));
+static void find_module(uintptr_t& low, uintptr_t& high) { low = (uintptr_t)&__ehdr_start; high = (uintptr_t)&_end; }
+#elif defined(_WIN32)
+extern "C" char __ImageBase;
+static void find_module(uintptr_t& low, uintptr_t& high) {
+  uint32_t header = *(uint32_t*)(&__ImageBase + 0x3c);                   // e_lfanew
+  low = (uintptr_t)&__ImageBase;
+  high = low + *(uint32_t*)(&__ImageBase + header + 0x50);               // SizeOfImage
+}
+#else
+extern "C" char __dso_handle;                                            // the Mach-O header of this library
+static void find_module(uintptr_t& low, uintptr_t& high) {
+  const char* header = &__dso_handle;
+  uint32_t n_commands = *(const uint32_t*)(header + 16);
+  const char* command = header + 32;
+  uint64_t first = ~0ull, end = 0;
+  for (uint32_t i = 0; i < n_commands; ++i, command += *(const uint32_t*)(command + 4)) {
+    if (*(const uint32_t*)command != 0x19) continue;                     // LC_SEGMENT_64
+    uint64_t address = *(const uint64_t*)(command + 24), size = *(const uint64_t*)(command + 32);
+    if (address < first) first = address;
+    if (address + size > end) end = address + size;
+  }
+  low = (uintptr_t)header;
+  high = low + (uintptr_t)(end - first);
+}
+#endif
+
+static uintptr_t module_low, module_high, first_place;
+
+static COLD bool is_module_constant(uintptr_t x) {      // string literals, lookup tables, __constant__ arrays
+  if (x - (uintptr_t)arena < ARENA_BYTES) return false;
+  return x >= module_low && x < module_high;
+}
+
+static COLD int find_region(uintptr_t x) {
+  for (int i = 0; i < n_shared; ++i)
+    if (x - region[i].low < region[i].bytes) return i;
+  for (int i = GLOBAL; i < n_regions; ++i)
+    if (x - region[i].low < region[i].bytes) return last_global = i;
+  return -1;
+}
+
+static COLD void report_address(ProblemKind kind, int r, uintptr_t x, unsigned size, AccessKind access, uintptr_t place) {
+  Problem* p = report(kind, place - first_place, 0);
+  if (!p) return;
+  p->region = r;
+  p->offset = r < 0 ? 0 : (int64_t)x - (int64_t)region[r].low;
+  p->size = (int)size;
+  p->access1 = access;
+}
+
+static COLD void out_of_bounds(uintptr_t x, unsigned size, AccessKind access, uintptr_t place) {
+  if (is_module_constant(x)) return;
+  int nearest = -1;
+  uint64_t best = ~0ull;
+  for (int i = 0; i < n_regions; ++i) {
+    if (i >= n_shared && i < GLOBAL) continue;
+    uint64_t end = region[i].low + region[i].bytes;
+    uint64_t distance = x >= end ? x - end : x < region[i].low ? region[i].low - x : 0;
+    if (distance < best) { best = distance; nearest = i; }
+  }
+  if (best > (1ull << 32)) nearest = -1;
+  report_address(x < 4096 ? NULL_POINTER : OUT_OF_BOUNDS, nearest, x, size, access, place);
+  stop_kernel();
+}
+
+static COLD void pending_touched(int r, uintptr_t x, unsigned size, AccessKind access, uintptr_t place) {
+  for (unsigned i = 0; i < size; ++i)
+    if (region[r].pending[x + i - region[r].low]) {
+      report_address(ASYNC_NOT_WAITED, r, x, size, access, place);
+      return;
+    }
+}
+
+// ---- the log of a fiber
+
+enum { FIRST_LOG = 256, LONGEST_LOG = 16384 };      // records; a lane lets its warp catch up each time its log is full
+
+static COLD void make_room(Fiber* f) {
+  if (f->log_capacity && B.current == f) {
+    f->state = LOG_FULL;
+    to_scheduler();
+  }
+  if (f->n_log < f->log_capacity) return;
+  f->log_capacity = f->log_capacity ? f->log_capacity * 2 : (uint32_t)FIRST_LOG;
+  f->log = (Access*)realloc(f->log, f->log_capacity * sizeof(Access));
+}
+
+static inline __attribute__((always_inline)) void
+append(Fiber* f, uint64_t address, uint32_t place, unsigned r, unsigned size, AccessKind kind) {
+  if (RARELY(f->n_log == f->log_capacity)) make_room(f);
+  Access* a = &f->log[f->n_log++];
+  a->address = address;
+  a->place = place;
+  a->region = (uint16_t)r;
+  a->size = (uint8_t)size;
+  a->kind = kind;
+}
+
+static inline __attribute__((always_inline)) void
+on_access(uintptr_t x, unsigned size, AccessKind kind, uintptr_t place) {
+  Fiber* f = B.current;
+  if (!f || x - (uintptr_t)f->stack < STACK_BYTES) return;      // the thread's own local variables
+  int r;
+  if (x - region[0].low < region[0].bytes) r = 0;
+  else if (x - region[1].low < region[1].bytes) r = 1;
+  else if (x - region[last_global].low < region[last_global].bytes) r = last_global;
+  else if ((r = find_region(x)) < 0) return out_of_bounds(x, size, kind, place);
+
+  uint64_t offset = x - region[r].low;
+  if (RARELY(offset + size > region[r].bytes)) return out_of_bounds(x, size, kind, place);
+  if (RARELY((offset & (size - 1)) != 0)) {
+    report_address(MISALIGNED, r, x, size, kind, place);
+    return stop_kernel();
+  }
+  if (RARELY(kind != LOAD && !region[r].writable)) {
+    report_address(WRITE_TO_CONST, r, x, size, kind, place);
+    return stop_kernel();
+  }
+  if (RARELY(n_pending != 0) && is_shared(r)) pending_touched(r, x, size, kind, place);
+  append(f, x, (uint32_t)(place - first_place), (unsigned)r, size, kind);
+}
+
+// gcc calls __tsan_*, clang __sanitizer_cov_*. Only the names are theirs: no sanitizer library is linked.
+#define CALLBACKS(size) \
+  extern "C" void __tsan_read##size(void* a) { on_access((uintptr_t)a, size, LOAD, CALLER); } \
+  extern "C" void __tsan_write##size(void* a) { on_access((uintptr_t)a, size, STORE, CALLER); } \
+  extern "C" void __tsan_unaligned_read##size(void* a) { on_access((uintptr_t)a, size, LOAD, CALLER); } \
+  extern "C" void __tsan_unaligned_write##size(void* a) { on_access((uintptr_t)a, size, STORE, CALLER); } \
+  extern "C" void __sanitizer_cov_load##size(void* a) { on_access((uintptr_t)a, size, LOAD, CALLER); } \
+  extern "C" void __sanitizer_cov_store##size(void* a) { on_access((uintptr_t)a, size, STORE, CALLER); }
+CALLBACKS(1) CALLBACKS(2) CALLBACKS(4) CALLBACKS(8) CALLBACKS(16)
+
+static void on_range(uintptr_t x, size_t n, AccessKind kind, uintptr_t place) {      // a struct copied as a whole
+  while (n) {
+    unsigned piece = n >= 4 && x % 4 == 0 ? 4 : n >= 2 && x % 2 == 0 ? 2 : 1;
+    on_access(x, piece, kind, place);
+    x += piece;
+    n -= piece;
+  }
+}
+extern "C" void __tsan_read_range(void* a, size_t n) { on_range((uintptr_t)a, n, LOAD, CALLER); }
+extern "C" void __tsan_write_range(void* a, size_t n) { on_range((uintptr_t)a, n, STORE, CALLER); }
+extern "C" void __tsan_func_entry(void*) {}
+extern "C" void __tsan_func_exit() {}
+extern "C" void __tsan_init() {}
+extern "C" void __sanitizer_cov_trace_pc_guard_init(uint32_t*, uint32_t*) {}
+extern "C" void __sanitizer_cov_trace_pc_guard(uint32_t*) {}
+
+// ---- what device.h and scheduler.h ask for
+
+static void log_access(const void* p, unsigned size, AccessKind kind, uintptr_t place) {
+  on_access((uintptr_t)p, size, kind, place);
+}
+
+static void log_warp_sync(Fiber* f) { append(f, 0, 0, 0, 0, WARP_SYNC); }
+
+static void mark_pending(const AsyncCopy& c, int change) {
+  int r = find_region((uintptr_t)c.to);
+  if (r < 0 || !is_shared(r)) return;
+  for (unsigned i = 0; i < c.bytes; ++i) region[r].pending[(uintptr_t)c.to + i - region[r].low] += (uint8_t)change;
+  n_pending += (unsigned)change;
+}
+
+static void copy_issued(const AsyncCopy& c) {
+  if (c.bytes > c.zeros) on_access((uintptr_t)c.from, c.bytes, LOAD, c.place);
+  on_access((uintptr_t)c.to, c.bytes, STORE, c.place);
+  mark_pending(c, +1);
+}
+
+static void copy_landed(Fiber* f, const AsyncCopy& c) {
+  mark_pending(c, -1);
+  int r = find_region((uintptr_t)c.to);
+  if (r >= 0) append(f, (uint64_t)(uintptr_t)c.to, (uint32_t)(c.place - first_place), (unsigned)r, c.bytes, LANDED);
+}
+
+static void begin_launch() { launch_epoch = epoch + 1; }
+
+static void begin_block() {
+  block_epoch = ++epoch;
+  memset(warp_epoch, 0, sizeof warp_epoch);
+  for (int i = 0; i < n_shared; ++i) {
+    memset((void*)region[i].low, UNWRITTEN, region[i].bytes);
+    if (n_pending) memset(region[i].pending, 0, region[i].bytes);
+  }
+  n_pending = 0;
+}
+
+static void begin_barrier_interval() { epoch++; }

@@ -1,0 +1,235 @@
+"""Finding a C++ compiler, running it, and keeping what it made."""
+import functools
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from .assembly import label_places
+from .source import CompileError, point_at
+
+HERE = Path(__file__).parent
+LIBRARY_SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+SHOWN_ERRORS = 3
+LARGEST_FRAME = 88 * 1024          # bytes of local variables in one function; a thread's stack has 96 KB
+ONLY_ON_A_GPU = re.compile(r"\basm\b|\b__asm__|\bcuda::|<cuda/|cooperative_groups|\bcg::|<<<|cluster|wgmma|cuda_pipeline\.h")
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """How to call a compiler, and whether it takes gcc's or clang's options."""
+
+    command: tuple
+    is_clang: bool
+    is_zig: bool = False
+
+
+def zig_command():
+    """The compiler inside the wheel `ziglang`, or None."""
+    spec = importlib.util.find_spec("ziglang")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    zig = Path(spec.submodule_search_locations[0]) / ("zig.exe" if sys.platform == "win32" else "zig")
+    return (str(zig), "c++") if zig.exists() else None
+
+
+def find_compiler():
+    """The compiler for kernels: `CUDA_COURSE_CXX` (g++, clang++ or zig), else what is installed. Raises CompileError."""
+    return _find_compiler(os.environ.get("CUDA_COURSE_CXX"))
+
+
+@functools.lru_cache
+def _find_compiler(wanted):
+    if wanted and wanted != "zig":
+        if not shutil.which(wanted):
+            raise CompileError(f"CUDA_COURSE_CXX names the compiler {wanted!r}, which is not on this machine")
+        return Compiler((wanted,), sys.platform == "darwin" or "clang" in wanted)
+    if not wanted:
+        # Windows: MinGW's g++ and MSVC have no access callbacks. macOS: g++ is clang, and without Apple's command line
+        # tools a stub that opens a dialogue.
+        if sys.platform == "linux" and shutil.which("g++"):
+            return Compiler(("g++",), is_clang=False)
+        if sys.platform != "win32" and shutil.which("clang++") and _has_command_line_tools():
+            return Compiler(("clang++",), is_clang=True)
+    if zig := zig_command():
+        return Compiler(zig, is_clang=True, is_zig=True)
+    raise CompileError("no C++ compiler was found: `pip install ziglang` brings one (about 100 MB)")
+
+
+def _has_command_line_tools():
+    return sys.platform != "darwin" or subprocess.run(["xcode-select", "-p"], capture_output=True).returncode == 0
+
+
+def cache_folder():
+    """Where compiled kernels are kept: `CUDA_COURSE_CACHE`, else the user's cache folder, else a temporary one."""
+    if chosen := os.environ.get("CUDA_COURSE_CACHE"):
+        folder = Path(chosen)
+    elif sys.platform == "win32":
+        folder = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "attention-course"
+    elif sys.platform == "darwin":
+        folder = Path.home() / "Library/Caches/attention-course"
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "attention-course"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        folder = Path(tempfile.gettempdir()) / "attention-course"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+@functools.lru_cache
+def runtime_digest():
+    """A hash of everything in C++ that we wrote: a kernel compiled against other files is compiled again."""
+    files = sorted([HERE / "runtime.cpp", *(HERE / "runtime").glob("*.h"), *(HERE / "include").rglob("*.h")])
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def common_flags(compiler):
+    flags = ["-std=gnu++17", f"-I{HERE / 'include'}", f"-I{HERE}", "-fno-exceptions", "-fno-rtti"]
+    if sys.platform != "win32":
+        flags.append("-fPIC")
+    if compiler.is_zig:
+        flags.append("-fno-sanitize=all")
+    return flags
+
+
+def kernel_flags(compiler, checked):
+    """Options for a kernel.
+
+    No -march=native and no contraction to fused multiply-adds: results are the same on every x86-64 (and on every ARM64)
+    processor, at no measurable cost. The checked build keeps accesses where the source has them: no vectoriser, no unrolling.
+    """
+    flags = [*common_flags(compiler), "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
+             f"-Werror=frame-larger-than={LARGEST_FRAME}"]
+    if not checked:
+        return [*flags, "-O3"]
+    flags += ["-O1", "-g1", "-DCU_CHECKED", "-fno-optimize-sibling-calls"]
+    if compiler.is_clang:
+        return [*flags, "-fsanitize-coverage=func,trace-loads,trace-stores", "-fno-vectorize", "-fno-slp-vectorize",
+                "-fno-unroll-loops", "-fno-builtin-memset", "-fno-builtin-memcpy"]
+    return [*flags, "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"]
+
+
+def link_flags(compiler):
+    """A shared library without the C++ library; with zig that one takes minutes to build on first use."""
+    flags = ["-shared", *(["-nostdlib++"] if compiler.is_clang else ["-nodefaultlibs", "-lm", "-lc", "-lgcc"])]
+    if sys.platform == "linux":
+        flags.append("-Wl,-Bsymbolic")
+    if sys.platform == "win32":
+        flags.append("-fno-rtti")
+    return flags
+
+
+def run(compiler, arguments, source=""):
+    """Run the compiler. Raises CompileError with the errors that are about `source`."""
+    environment = {**os.environ, "LC_ALL": "C"}      # plain quotes in gcc's messages
+    done = subprocess.run([*compiler.command, *map(str, arguments)], capture_output=True, text=True, errors="replace",
+                          env=environment)
+    if done.returncode:
+        raise CompileError(explain(done.stderr, source))
+
+
+MESSAGE = re.compile(r"^(?:.*[/\\])?kernel\.cu:(\d+):(?:(\d+):)? (?:fatal )?(error|note|warning|required)?:? ?(.*)$")
+
+
+def explain(stderr, source):
+    """The compiler's errors, each at the learner's line.
+
+    An error inside a header is shown at the first line of the kernel that the compiler names as the way there.
+    """
+    found, elsewhere, lines = [], None, source.split("\n")
+    for text in stderr.splitlines():
+        match = MESSAGE.match(text)
+        if not match:
+            if " error: " in text:
+                elsewhere = text.split(" error: ", 1)[1]
+            continue
+        number, column, level, message = int(match.group(1)), int(match.group(2) or 0), match.group(3), match.group(4)
+        if level == "error":
+            found.append((number, column, message))
+        elif elsewhere and ("required from" in text or "in instantiation" in text or "called from" in text
+                            or "in expansion of" in text):
+            found.append((number, column, elsewhere))
+            elsewhere = None
+    if not found:
+        return stderr.strip() or "the compiler failed without saying why"
+    shown = []
+    for number, column, message in found[:SHOWN_ERRORS]:
+        line = lines[number - 1] if number <= len(lines) else ""
+        if ONLY_ON_A_GPU.search(line):
+            shown.append(point_at(source, number, "this is not available on the CPU (inline PTX, clusters, cooperative "
+                                                  "groups, cuda:: and launches from a kernel are not): run it on a GPU"))
+            break
+        if "frame" in message and "larger" in message or "stack frame size" in message:
+            message = "the local variables of one thread take more than 88 KB: use shared or global memory"
+        shown.append(point_at(source, number, tidy(message), caret(line, column, message)))
+    hidden = len(found) - len(shown)
+    if hidden > 0 and not ONLY_ON_A_GPU.search(shown[-1]):
+        shown.append(f"and {hidden} more error{'s' * (hidden > 1)}")
+    return "\n".join(shown)
+
+
+def tidy(message):
+    return re.sub(r" \[-W[^\]]*\]$", "", message)
+
+
+def caret(line, column, message):
+    """The column to point at: the quoted word if the line has it (a rewritten line has other columns), else as given."""
+    for word in re.findall(r"'([^']+)'", message):
+        match = re.search(rf"\b{re.escape(word)}\b", line)
+        if match and not line[column - 1:].startswith(word):
+            return match.start() + 1
+    return None if "__shared__" in line and not column else column
+
+
+def build(compiler, text, source, checked, target):
+    """Compile the C++ `text` (made from `source`) into the library `target`. Returns the source line of each place."""
+    runtime = build_runtime(compiler, checked, target.parent)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as folder:
+        folder = Path(folder)
+        cpp, assembly, library = folder / "kernel.cpp", folder / "kernel.s", folder / ("kernel" + LIBRARY_SUFFIX)
+        cpp.write_text(text, encoding="utf-8")
+        flags, lines = kernel_flags(compiler, checked), []
+        if checked:
+            run(compiler, [*flags, "-S", cpp, "-o", assembly], source)
+            labelled, lines = label_places(assembly.read_text(encoding="utf-8", errors="replace"))
+            assembly.write_text(labelled, encoding="utf-8")
+            flags, cpp = [], assembly
+        run(compiler, [*flags, cpp, runtime, "-o", library, *link_flags(compiler)], source)
+        put(library, target)
+    return lines
+
+
+def build_runtime(compiler, checked, folder):
+    """The runtime as an object file, compiled once for each compiler and build."""
+    key = hashlib.sha256(repr((runtime_digest(), compiler, sys.platform)).encode()).hexdigest()[:16]
+    target = folder / f"runtime-{'checked' if checked else 'plain'}-{key}.o"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch:
+            made = Path(scratch) / "runtime.o"
+            visibility = [] if sys.platform == "win32" else ["-fvisibility=hidden"]
+            run(compiler, [*common_flags(compiler), "-O2", *visibility, *["-DCU_CHECKED"] * checked,
+                           "-c", HERE / "runtime.cpp", "-o", made])
+            put(made, target)
+    return target
+
+
+def put(made, target):
+    """Move a finished file into place. Several processes may do so at once; on Windows one in use cannot be replaced."""
+    try:
+        os.replace(made, target)
+    except PermissionError:
+        if not target.exists():
+            raise
