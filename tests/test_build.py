@@ -1,6 +1,7 @@
 """The build makes three things from one source, the same bytes every time, and refuses a source that breaks a rule."""
 
 import importlib.util
+import inspect
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from tests import test_notebooks
 from utils import build, lecture_source
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -246,3 +248,64 @@ def test_a_solution_that_a_cell_prints_is_found():
     assert lecture_source.leaks(lecture, learner) == ["exercise 1.1: return total_of_the_row / len(row)"]
 
 
+
+
+# ---- The gates over committed notebooks notice --------------------------------------------------------------------
+
+def last_cell(change):
+    return lambda notebook: change(notebook.cells[-1])
+
+
+def picture(cell):
+    return next(output for output in cell.outputs if "image/png" in output.get("data", {}))
+
+
+def prints(text, name="stdout"):
+    return last_cell(lambda cell: cell.outputs.append(nbformat.v4.new_output("stream", name=name, text=text)))
+
+
+TAMPERED = {
+    "a source edited by hand": (test_notebooks.test_notebooks_hold_the_cells_that_the_source_makes,
+                                last_cell(lambda cell: cell.update(source="print(2)"))),
+    "a cell left out": (test_notebooks.test_notebooks_hold_the_cells_that_the_source_makes,
+                        lambda notebook: notebook.cells.pop()),
+    "an exercise that is solved": (test_notebooks.test_every_exercise_is_open_in_the_lecture_and_solved_in_the_solution,
+                                   lambda notebook: [cell.update(outputs=[]) for cell in notebook.cells]),
+    "a solution in an output": (test_notebooks.test_no_solution_survives_in_the_lecture,
+                                prints("    return total_of_the_row / len(row)")),
+    "no first cell": (test_notebooks.test_the_lecture_says_first_that_it_is_generated,
+                      lambda notebook: notebook.cells.pop(0)),
+    "a cell not executed": (test_notebooks.test_every_code_cell_has_been_executed_in_order,
+                            last_cell(lambda cell: cell.update(execution_count=None))),
+    "text on stderr": (test_notebooks.test_no_error_and_nothing_on_stderr, prints("deprecated", "stderr")),
+    "a home path": (test_notebooks.test_no_private_path, prints("read /home/somebody/data.txt")),
+    "no alternative text": (test_notebooks.test_every_picture_has_a_description_and_a_caption,
+                            last_cell(lambda cell: picture(cell).metadata.clear())),
+    "no caption": (test_notebooks.test_every_picture_has_a_description_and_a_caption,
+                   last_cell(lambda cell: cell.outputs[-1].data.update({"text/markdown": ""}))),
+    "streams in pieces": (test_notebooks.test_outputs_are_stored_as_the_build_cleans_them,
+                          lambda notebook: [prints("a\n")(notebook), prints("b\n")(notebook)]),
+    "a long cell": (test_notebooks.test_cells_are_short, last_cell(lambda cell: cell.update(source="x = 1\n" * 46))),
+    "many uncompared cells": (test_notebooks.test_few_outputs_go_uncompared,
+                              lambda notebook: [cell.metadata.update(tags=["nbval-ignore-output"])
+                                                for cell in notebook.cells]),
+    "a large file": (test_notebooks.test_the_file_is_small_and_asks_for_the_kernel_that_everybody_has,
+                     prints("x" * test_notebooks.MOST_BYTES)),
+    "another kernel": (test_notebooks.test_the_file_is_small_and_asks_for_the_kernel_that_everybody_has,
+                       lambda notebook: notebook.metadata.kernelspec.update(name="mine")),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_the_gates_pass_what_was_built_and_notice(name, course, tmp_path, monkeypatch):
+    gate, tamper = TAMPERED[name]
+    copy = shutil.copytree(course, tmp_path / "copy")
+    monkeypatch.setattr(test_notebooks, "ROOT", copy)
+    path = copy / "lectures" / "01_sample.ipynb"
+    subject = copy / "solutions" / "01_sample.py" if "source" in inspect.signature(gate).parameters else path
+    gate(subject)
+    tampered = nbformat.read(path, as_version=4)
+    tamper(tampered)
+    nbformat.write(tampered, path)
+    with pytest.raises(AssertionError):
+        gate(subject)

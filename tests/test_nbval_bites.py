@@ -182,7 +182,7 @@ def test_usage_counts_the_child_processes_of_a_kernel():
         parent_and_child = usage._resident() / 1e6
         usage.stop()
     finally:
-        for process in notebook_usage.psutil.Process(parent.pid).children():
+        for process in notebook_usage.psutil.Process(parent.pid).children(recursive=True):
             process.kill()
         parent.communicate()
     assert 200 < parent_and_child < 400

@@ -119,7 +119,7 @@ def test_every_picture_has_a_description_and_a_caption(path):
 
 
 @every_notebook
-def test_pictures_are_stored_with_few_colours(path):
+def test_outputs_are_stored_as_the_build_cleans_them(path):
     kept = [cell.outputs for cell in code_cells(path)]
     assert kept == [build.notebook_outputs.clean(cell_outputs) for cell_outputs in kept]
 

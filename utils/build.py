@@ -74,14 +74,23 @@ def main(argv=None, root=ROOT):
             print(f"FAILED  {error}", flush=True)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         running = {pool.submit(bring_up_to_date, job, root, arguments.force): job for job in jobs}
-        for done in concurrent.futures.as_completed(running):
-            name = running[done].target.relative_to(root).as_posix()
-            try:
-                print(f"{name}: {done.result()}", flush=True)
-            except (BuildError, lecture_source.SourceError) as error:
-                failed = True
-                print(f"FAILED  {name}: {error}", flush=True)
+        try:
+            for done in concurrent.futures.as_completed(running):
+                failed |= not _report(done, running[done].target.relative_to(root).as_posix())
+        except KeyboardInterrupt:
+            print("build: stopped; the notebooks that were running are left as they were", flush=True)
+            os._exit(130)  # without waiting for their kernels, which end with this process
     return int(failed)
+
+
+def _report(done, name):
+    """Print what became of one notebook. Return whether it was built."""
+    try:
+        print(f"{name}: {done.result()}", flush=True)
+    except (BuildError, lecture_source.SourceError) as error:
+        print(f"FAILED  {name}: {error}", flush=True)
+        return False
+    return True
 
 
 def prepare(source, root):
