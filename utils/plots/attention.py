@@ -104,7 +104,7 @@ def alignment(weights, source, target, title=""):
 
 
 def bipartite(weights, queries, keys, title=""):
-    """Queries left, keys right, a line for each weight above 1 %: the wider, the more attention. Returns the axes."""
+    """Queries left, keys right, a line for each weight above 3 %: the wider, the more attention. Returns the axes."""
     weights = as_weights(weights, "weights", dims=(2,))
     n_queries, n_keys = weights.shape
     queries, keys = as_labels(queries, n_queries, "queries"), as_labels(keys, n_keys, "keys")
@@ -116,7 +116,7 @@ def bipartite(weights, queries, keys, title=""):
     right = np.arange(n_keys) + (tallest - n_keys) / 2
     for i in range(n_queries):
         for j in np.argsort(weights[i]):                             # the strongest is drawn last, on top
-            if weights[i, j] > 0.01:
+            if weights[i, j] > 0.03:
                 best = j == weights[i].argmax()
                 ax.plot([0, 1], [left[i], right[j]], color=COLOURS[1] if best else COLOURS[0], linestyle="-",
                         linewidth=6 * weights[i, j], alpha=min(1, 0.15 + weights[i, j]), solid_capstyle="butt")

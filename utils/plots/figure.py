@@ -73,5 +73,7 @@ def _png(figures):
         sheet.paste(picture, (0, top))
         top += picture.height
     buffer = io.BytesIO()
-    sheet.quantize(64, dither=Image.Dither.NONE).save(buffer, format="png", optimize=True)
+    # Maximum coverage keeps rare colours: the single brightest cell of a map must not turn into its neighbour's colour.
+    few = sheet.quantize(64, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
+    few.save(buffer, format="png", optimize=True)
     return buffer.getvalue()

@@ -73,7 +73,7 @@ def scaling(series, xlabel="", ylabel="", title=""):
     Returns {label: slope}; the legend shows the slopes. Raises ValueError for values that are not positive.
     """
     figure, ax = plt.subplots()
-    slopes = {}
+    slopes, all_x = {}, set()
     for index, (label, pair) in enumerate(as_named(series, "series").items()):
         x, y = _pair(pair, f"series {label!r}")
         if len(x) < 2:
@@ -84,7 +84,11 @@ def scaling(series, xlabel="", ylabel="", title=""):
         ax.plot(x, y, color=look["color"], marker=look["marker"], linestyle="none", markersize=7)
         ax.plot([], [], label=f"{label}: slope {slope:.2f}", **look)
         slopes[label] = float(slope)
+        all_x |= set(x)
     ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    if len(all_x) <= 8:                                              # lengths are powers of two: name them, not 10^3
+        ax.set_xticks(sorted(all_x), [f"{value:g}" for value in sorted(all_x)])
+        ax.minorticks_off()
     ax.legend()
     set_title(figure, title)
     return slopes
@@ -113,7 +117,7 @@ def roofline(kernels, bandwidth, peak, title=""):
     ax.set_ylabel("FLOP per second")
     ax.yaxis.set_major_formatter(EngFormatter())
     ax.xaxis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.text(ridge, ax.get_ylim()[0], f" ridge: {ridge:.3g} FLOP/byte", va="bottom", color="#555555", fontsize=9)
+    ax.text(ridge, ax.get_ylim()[0], f"ridge: {ridge:.3g} FLOP/byte ", ha="right", va="bottom", color="#555555", fontsize=9)
     ax.text(high, peak * 1.15, f"peak {EngFormatter(places=1)(peak)}FLOP/s ", ha="right", va="bottom", fontsize=10)
     ax.text(low, peak * 1.15, f" bandwidth {EngFormatter(places=1)(bandwidth)}B/s", ha="left", va="bottom", fontsize=10)
     ax.legend(loc="lower right")
