@@ -10,7 +10,9 @@ import xml.etree.ElementTree
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from utils import build, lecture_source, notebook_outputs, notebook_usage
@@ -211,6 +213,47 @@ def test_usage_counts_the_child_processes_of_a_kernel():
 def test_numbers_have_a_tolerance_and_words_have_none(expected, actual, agrees):
     old, new = ([nbformat.v4.new_output("stream", name="stdout", text=text)] for text in (expected, actual))
     assert (notebook_outputs.differences(old, new) == []) is agrees
+
+
+def drawn(draw):
+    """Return the outputs of a cell that shows what `draw(axes)` draws."""
+    figure = Figure(figsize=(8, 4), dpi=100)
+    draw(figure.subplots())
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return [nbformat.v4.new_output("display_data", {"image/png": base64.b64encode(file.getvalue()).decode()})]
+
+
+def curves(drift=0.0, factor=1.0, count=3):
+    """Three noisy training curves; `drift` adds relative noise to each, `factor` scales the last, `count` leaves some out."""
+    def draw(axes):
+        noise, steps = np.random.default_rng(0), np.arange(200)
+        for index in range(3):
+            curve = np.exp(-steps / 60) * (1 + 0.3 * index) + 0.05 * noise.normal(size=200) * np.exp(-steps / 100)
+            walk = np.random.default_rng(index).normal(size=200).cumsum() / np.sqrt(200)
+            if index < count:
+                axes.plot(steps, curve * (1 + drift * walk) * (factor if index == 2 else 1))
+        axes.set_ylim(-0.1, 1.8)
+    return drawn(draw)
+
+
+def heatmap(change=0.0):
+    def draw(axes):
+        weights = np.random.default_rng(0).dirichlet(np.ones(8), 8)
+        weights[2, 3] += change
+        axes.imshow(weights, cmap="viridis", vmin=0, vmax=1)
+    return drawn(draw)
+
+
+@pytest.mark.parametrize(("expected", "actual", "agrees"), [
+    (curves, lambda: curves(drift=0.01), True),
+    (curves, lambda: curves(factor=0.95), False),
+    (curves, lambda: curves(count=2), False),
+    (heatmap, lambda: heatmap(0.02), True),
+    (heatmap, lambda: heatmap(0.1), False),
+], ids=["drift_of_1_percent", "curve_scaled_by_0.95", "curve_left_out", "weight_off_by_0.02", "weight_off_by_0.1"])
+def test_a_picture_may_drift_and_may_not_change(expected, actual, agrees):
+    assert (notebook_outputs.differences(expected(), actual()) == []) is agrees
 
 
 def test_cleaning_twice_changes_nothing():
