@@ -23,8 +23,13 @@ class Found:
     name: str
     template: tuple[str, ...]
 
+    @property
+    def instance(self):
+        """The C++ name: flash<64, true>."""
+        return self.name + (f"<{', '.join(self.template)}>" if self.template else "")
+
     def __str__(self):
-        return f"{self.where}:{self.name}" + (f"<{','.join(self.template)}>" if self.template else "")
+        return f"{self.where}:{self.instance}"
 
 
 def in_files(paths):

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests import find_kernels
+from utils.cuda.compile import plain_build
 from utils.cuda.source import CompileError
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-core and nvidia-cuda-nvrtc are not installed")
+from cuda import pathfinder
+
 from utils.cuda import gpu
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +43,7 @@ def test_the_finder_sees_every_kernel_that_the_course_has():
     ("kernel", "arch"), [pytest.param(kernel, arch, id=f"{kernel}-{arch}") for kernel in KERNELS for arch in architectures(kernel)]
 )
 def test_the_kernel_compiles_for_the_architecture(kernel, arch):
-    binary = gpu.compile_for(kernel.source, kernel.name, kernel.template, arch)
+    binary = gpu.compile_for(kernel.source, kernel.instance, arch)
     assert binary.cubin.startswith(b"\x7fELF")
 
 
@@ -72,7 +75,7 @@ def test_the_finder_follows_names_sums_and_template_arguments():
 
 def test_what_the_finder_finds_compiles():
     for kernel in find_kernels.in_texts({"example.py": EXAMPLE}):
-        assert gpu.compile_for(kernel.source, kernel.name, kernel.template, "sm_80").parameters[0].kind == "p"
+        assert gpu.compile_for(kernel.source, kernel.instance, "sm_80").signature[0][0] == "p"
 
 
 def test_the_finder_refuses_a_kernel_that_it_cannot_read():
@@ -91,15 +94,15 @@ def test_a_missing_header_is_named():
         gpu.compile_for("#include <foo.h>\n__global__ void k(int* a) {}", "k")
 
 
-@pytest.mark.parametrize(("name", "template"), [("other", ()), ("k", (3,))])
-def test_a_kernel_that_is_not_there_is_named(name, template):
-    with pytest.raises(CompileError, match="no kernel"):
-        gpu.compile_for("__global__ void k(int* a) {}", name, template)
+@pytest.mark.parametrize("name", ["other", "k<3>"])
+def test_a_kernel_that_is_not_there_is_named(name):
+    with pytest.raises(CompileError, match=f"no kernel '{name}'"):
+        gpu.compile_for("__global__ void k(int* a) {}", name)
 
 
 def test_an_architecture_that_nvrtc_does_not_know_is_named():
     with pytest.raises(CompileError, match="sm_999"):
-        gpu.compile_for("__global__ void k(int* a) {}", "k", (), "sm_999")
+        gpu.compile_for("__global__ void k(int* a) {}", "k", "sm_999")
 
 
 def test_the_headers_of_the_subset_are_found():
@@ -108,7 +111,7 @@ def test_the_headers_of_the_subset_are_found():
 #include <mma.h>
 #include <cuda_pipeline_primitives.h>
 __global__ void k(float* a) { int32_t i = 0; a[i] = -INFINITY; }"""
-    assert gpu.compile_for(source, "k").parameters[0].code == "f"
+    assert gpu.compile_for(source, "k").signature == (("p", "f", 4),)
 
 
 def test_arguments_are_typed_by_the_compiler_and_not_by_the_text():
@@ -119,8 +122,25 @@ typedef float real;
 struct Shape { int n; double scale; };
 template <class T> __global__ void k(const T* a, ARRAY b, const Shape c, size_t d, real e, void* f, half g, __nv_bfloat16 h,
                                      const __half2* i, bool j, unsigned char k, long long l) {}"""
-    parameters = gpu.compile_for(source, "k", ("half",)).parameters
-    kinds = "".join(parameter.kind for parameter in parameters)
-    codes = "".join(parameter.code for parameter in parameters)
-    assert (kinds, codes) == ("cpsssp" + "sscsss", "ef\0Qf\0eye?Bq")
-    assert [parameter.size for parameter in parameters if parameter.kind == "s"] == [16, 8, 4, 2, 2, 1, 1, 8]
+    assert gpu.compile_for(source, "k<half>").signature == (
+        ("c", "e", 2), ("p", "f", 16), ("s", "", 16), ("s", "Q", 8), ("s", "f", 4), ("p", "v", 1), ("s", "e", 2),
+        ("s", "y", 2), ("c", "e", 4), ("s", "?", 1), ("s", "B", 1), ("s", "q", 8))  # fmt: skip
+
+
+def test_the_cpu_and_the_gpu_read_the_same_signature():
+    source = """struct Shape { int n; double scale; };
+__global__ void k(const float* a, float4* b, Shape c, size_t d, const Shape* e, void* f, bool g, const unsigned h) {}"""
+    assert gpu.compile_for(source, "k").signature == plain_build(source, "k").signature
+
+
+def test_an_older_nvrtc_is_told_where_the_headers_are(monkeypatch):
+    located = pathfinder.locate_nvidia_header_directory("cudart")
+    if located is None or not (Path(located.abs_path) / "crt/mma.h").exists():
+        pytest.skip("nvidia-cuda-runtime and nvidia-cuda-crt are not installed")
+    monkeypatch.setattr(gpu, "nvrtc_version", lambda: (13, 0))
+    gpu._headers.cache_clear()
+    try:
+        source = "#include <mma.h>\n#include <cuda_bf16.h>\n__global__ void older(__nv_bfloat16* a) {}"
+        assert gpu.compile_for(source, "older").signature == (("p", "y", 2),)
+    finally:
+        gpu._headers.cache_clear()
