@@ -13,9 +13,11 @@ import types
 import numpy as np
 import pytest
 
-from utils.check import check
-from utils.checks import exercises, lectures, process
+from utils.check import check, close
+from utils.checks import Exercise, Failed, exercises, lectures, process
+from utils.checks import exercise as declare
 from utils.checks.report import lines
+from utils.checks.show import where
 from utils.checks.trial import UNCHANGED, NotAttempted, try_answer
 
 EXERCISES = [exercise for lecture in lectures() for exercise in exercises(lecture)]
@@ -183,12 +185,19 @@ def objects(*args, **kwargs):
     return np.array([{}, None], dtype=object)
 
 
+def tensor(*args, **kwargs):
+    import torch
+
+    return torch.zeros(2, 2)
+
+
 def too_many(*args, **kwargs):
     return tuple(range(9))
 
 
 HOSTILE = {
     "None": (returns(None), "returned nothing (None)"),
+    "a tensor": (tensor, "expected"),
     "a string": (returns("weights"), "returned a str"),
     "a dictionary": (returns({}), "returned a dict"),
     "a number": (returns(0.5), "returned a float"),
@@ -331,8 +340,6 @@ def test_bad_input_gets_a_sentence(number, answer, words, capsys):
 
 
 def test_a_kernel_passes_or_fails_by_its_properties():
-    from utils.checks import Exercise, Failed
-
     kernel = Exercise("0.1", "KERNEL", "none")
 
     @kernel.property("writes y", hint="Write to y[i].")
@@ -450,6 +457,51 @@ def test_the_process_ends_with_the_notebook():
     assert worker._process.poll() is None
     worker._process.stdin.close()
     assert worker._process.wait(timeout=10) == 0
+
+
+def test_an_exercise_may_take_and_return_tensors():
+    import torch
+
+    @declare("0.2", "none")
+    def double(x, times=2):
+        return times * np.asarray(x)
+
+    @double.property("doubles")
+    def _(ask, rng):
+        ask(torch.from_numpy(rng.normal(size=(2, 3))))
+        ask(torch.ones(2, dtype=torch.float32))
+
+    @double.mistake("That is the square.")
+    def _(x, times=2):
+        return x * x
+
+    assert report(double, lambda x: x + x)[0].passed
+    assert report(double, lambda x: x**2)[1].endswith("1 of 2 properties fails. That is the square.")
+    assert "returned a NumPy array, expected a tensor of shape (2, 3)" in report(double, lambda x: 2 * x.numpy())[1]
+    assert "it changes `x` in place" in report(double, lambda x: x.mul_(2))[1]
+
+
+def test_a_kernel_is_run_and_its_faults_are_told():
+    from utils import cuda
+
+    kernel = Exercise("0.3", "SCALE", "none")
+
+    @kernel.property("every element, and nothing beyond the last")
+    def _(source, rng):
+        x, y = np.arange(40, dtype=np.float32), np.zeros(40, dtype=np.float32)
+        cuda.compile(source)[2, 32](x, y, 40)
+        if not close(y, 2 * x):
+            raise Failed(where(y, 2 * x))
+
+    right = """
+    __global__ void scale(const float* x, float* y, int n) {
+      int i = blockIdx.x * blockDim.x + threadIdx.x;
+      if (i < n) y[i] = 2 * x[i];
+    }"""
+    assert report(kernel, right)[0].passed
+    assert "at [20]: expected 40., got 60." in report(kernel, right.replace("2 * x", "3 * x"))[1]
+    assert "OUT OF BOUNDS read of 4 bytes at x[40]" in report(kernel, right.replace("if (i < n)", ""))[1]
+    assert "line 4" in report(kernel, right.replace("2 * x", "2 x"))[1]
 
 
 def test_printing_is_captured_and_shown_in_one_line(capfd):

@@ -20,6 +20,19 @@ def check(number, answer):
     every property holds, and the course's own otherwise, so that the lecture can go on.
     """
     try:
+        return _check(number, answer)
+    except Exception as error:  # noqa: BLE001 (a lecture goes on whatever happens here)
+        print(f"The check {number} itself went wrong ({type(error).__name__}: {error}). The answer was not judged.")
+        return answer
+
+
+def progress():
+    """Print all exercises of the course, each passed, tried or not attempted."""
+    print("\n".join(_progress.table()))
+
+
+def _check(number, answer):
+    try:
         exercise = _find(number)
     except LookupError as unknown:
         print(unknown)
@@ -28,12 +41,7 @@ def check(number, answer):
         own = exercise.reference()
     except (ImportError, AttributeError):
         own = None
-    try:
-        passed = _judge(exercise, answer, own)
-    except Exception as error:  # noqa: BLE001 (a lecture goes on whatever happens here)
-        print(f"The check {number} itself went wrong ({type(error).__name__}: {error}). The answer was not judged.")
-        return answer
-    if passed:
+    if _judge(exercise, answer, own):
         return answer
     if own is None:
         print(
@@ -41,11 +49,6 @@ def check(number, answer):
         )
         return answer
     return own
-
-
-def progress():
-    """Print all exercises of the course, each passed, tried or not attempted."""
-    print("\n".join(_progress.table()))
 
 
 def _find(number):

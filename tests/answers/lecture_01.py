@@ -73,7 +73,7 @@ def additive_one_product(q, k, w_q, w_k, v):
     return (np.tanh(both @ np.concatenate([w_q, w_k])) @ v).reshape(n_queries, n_keys)
 
 
-@wrong("1.2", "expected an array of shape (2, 2)")
+@wrong("1.2", "returned the shape (2, 2, 2), expected (2, 2)")
 def additive_sum_forgotten(q, k, w_q, w_k, v):
     return np.tanh((q @ w_q)[:, None] + (k @ w_k)[None]) * v
 
@@ -138,7 +138,7 @@ def padding_two_axes(lengths, n_keys):
     return np.arange(n_keys)[None] < lengths[:, None]
 
 
-@wrong("1.4", "expected an array of shape (2, 1, 1, 4)")
+@wrong("1.4", "returned the shape (2, 4, 1, 1), expected (2, 1, 1, 4)")
 def padding_axes_at_the_end(lengths, n_keys):
     return (np.arange(n_keys)[None] < lengths[:, None])[:, :, None, None]
 

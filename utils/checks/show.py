@@ -3,11 +3,12 @@
 import numpy as np
 
 LARGEST_SHOWN = 40  # elements
-LONGEST_ROW = 5
+LONGEST_ROW = 4
 
 
 def text(value, precision=4):
     """A value as a learner would type it."""
+    value = np.asarray(value) if hasattr(value, "detach") else value
     if not isinstance(value, (np.ndarray, np.generic)):
         return repr(value)
     value = np.asarray(value)
@@ -18,19 +19,17 @@ def text(value, precision=4):
 
 def argument(value):
     """An argument: its values when it is small, else its shape."""
-    if isinstance(value, np.ndarray) and value.size > LARGEST_SHOWN:
-        return f"an array of shape {value.shape}"
+    if hasattr(value, "shape") and np.prod(value.shape) > LARGEST_SHOWN:
+        return f"an array of shape {tuple(value.shape)}"
     return text(value)
 
 
-def sentence(value):
-    """What was returned (a worker's Value), in words."""
+def what(value):
+    """The type of what was returned (a worker's Value), in words."""
     if value.type_name == "NoneType":
         return "nothing (None)"
-    if value.type_name == "ndarray" and value.array is None:
-        return "an array of things that are not numbers"
-    if value.array is not None and value.array.ndim:
-        return f"an array of shape {value.array.shape}"
+    if value.type_name == "ndarray":
+        return "a NumPy array" if value.array is not None else "an array of things that are not numbers"
     article = "an" if value.type_name[0].lower() in "aeiou" else "a"
     return f"{article} {value.type_name}"
 

@@ -1,5 +1,6 @@
 """Trying one answer: every property is asked, every result compared with the oracle's."""
 
+import copy
 import inspect
 import linecache
 import re
@@ -16,7 +17,7 @@ import numpy as np
 from utils.checks import Failed, process
 from utils.checks.compare import TOLERANCE, difference
 from utils.checks.process import Stopped, worker
-from utils.checks.show import sentence, where
+from utils.checks.show import what, where
 
 UNCHANGED = "leaves its arguments as they were"
 CUDA_STUB = "// your code here"
@@ -87,7 +88,7 @@ def try_answer(exercise, answer, own=None):
         except Exception as failure:
             if trial:  # the oracle or the property is wrong, not the answer
                 raise
-            why, _, details = str(failure).partition("\n")  # a kernel that does not compile or does not run cleanly
+            why, details = _in_short(str(failure))  # a kernel that does not compile, or does something wrong
         if result.passed:
             result.details, result.hint = details, prop.hint
             if trial:
@@ -144,19 +145,23 @@ class Trial:
         self.calls.append(Call(arguments, args, kwargs, expected, got))
         if reply.error:
             raise _failed(reply.error)
-        self._compare(reply, expected, _dtype(arguments))
+        self._compare(reply, expected, arguments)
         return got if exercise.returns else got[0]
 
-    def _compare(self, reply, expected, dtype):
-        names = self._exercise.returns
+    def _compare(self, reply, expected, arguments):
+        names, dtype = self._exercise.returns, _dtype(arguments)
+        array_type = "Tensor" if any(hasattr(a, "detach") for a in arguments.values()) else "ndarray"
         if reply.is_tuple != bool(names) or len(reply.values) != len(expected):
             wanted = f"the tuple ({', '.join(names)})" if names else "one array"
-            returned = f"a tuple of {len(reply.values)}" if reply.is_tuple else sentence(reply.values[0])
+            returned = f"a tuple of {len(reply.values)}" if reply.is_tuple else what(reply.values[0])
             raise Failed(f"returned {returned}, expected {wanted}")
         for name, value, want in zip(names or [""], reply.values, expected):
             label = f"{name}: " if name else ""
-            if value.array is None or value.array.shape != want.shape:
-                raise Failed(f"{label}returned {sentence(value)}, expected an array of shape {want.shape}")
+            if value.array is None or (value.type_name != array_type and want.ndim):
+                wanted = f"a {'tensor' if array_type == 'Tensor' else 'NumPy array'} of shape {want.shape}"
+                raise Failed(f"{label}returned {what(value)}, expected {wanted}")
+            if value.array.shape != want.shape:
+                raise Failed(f"{label}returned the shape {value.array.shape}, expected {want.shape}")
             kinds, called = KINDS[want.dtype.kind]
             if value.array.dtype.kind not in kinds:
                 raise Failed(f"{label}returned an array of {value.array.dtype}, expected {called}")
@@ -165,7 +170,7 @@ class Trial:
 
     @property
     def takes_arrays(self):
-        return any(isinstance(value, np.ndarray) for call in self.calls for value in call.arguments.values())
+        return any(hasattr(value, "dtype") for call in self.calls for value in call.arguments.values())
 
     def hint(self, prop):
         """What to say about the last call, at which a property failed: above all which known mistake it looks like."""
@@ -190,18 +195,18 @@ def _parts(result):
 
 def _dtype(arguments):
     """The coarsest float dtype among the arguments; float64 where there is none."""
-    names = [a.dtype.name for a in arguments.values() if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
-    return max(names, key=TOLERANCE.__getitem__, default="float64")
+    names = [str(a.dtype).removeprefix("torch.") for a in arguments.values() if hasattr(a, "dtype")]
+    return max((name for name in names if name in TOLERANCE), key=TOLERANCE.get, default="float64")
 
 
 def _agrees(mistake, call):
     """Whether a known mistake gives, for the arguments of a call, what the learner's function gave."""
     if call.got is None:
         return False
-    copies = [a.copy() if isinstance(a, np.ndarray) else a for a in call.args]
+    args, kwargs = copy.deepcopy((call.args, call.kwargs))
     try:
         with np.errstate(all="ignore"):
-            parts = _parts(mistake(*copies, **call.kwargs))
+            parts = _parts(mistake(*args, **kwargs))
     except Exception:  # noqa: BLE001 (a mistake need not survive every input)
         return False
     return _equal(call.got, parts, _dtype(call.arguments))
@@ -222,8 +227,15 @@ def _failed(error):
     for file, line in reversed(error.frames):
         source = linecache.getline(file, line).strip()
         if source and not _installed(file):
-            return Failed(f"{error.type_name} in line {line}", f"line {line}: {source}\n{textwrap.fill(said, 110)}")
-    return Failed(said) if len(said) < 90 else Failed(error.type_name, textwrap.fill(said, 110))
+            return Failed(f"{error.type_name} in line {line}", f"line {line}: {source}\n{_in_short(said)[1] or said}")
+    return Failed(*_in_short(said))
+
+
+def _in_short(message):
+    """A message as one short line, and in full where that was not all of it."""
+    short = textwrap.shorten(message.split("\n")[0], 80, placeholder=" ...")
+    full = "\n".join(line if len(line) <= 110 else textwrap.fill(line, 110) for line in message.split("\n"))
+    return short, "" if short == message else full
 
 
 def _installed(file):

@@ -89,8 +89,12 @@ def run(request, guard):
     """Call the answer once. Returns a Reply, whatever the answer does."""
     printed = Printed()
     values, is_tuple, changed, error = [], False, [], None
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with (
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+        warnings.catch_warnings(action="ignore"),
+        np.errstate(all="ignore"),
+    ):
         try:
             sys.path[:] = request.path
             guard.close(request.module, request.name)
