@@ -7,7 +7,8 @@ read from the `.loc` directives around it. The same for ELF, Mach-O and COFF.
 import re
 import sys
 
-CALL = re.compile(r"\s*(?:callq?|bl)\s+_?(?:__tsan_|__sanitizer_cov_(?:load|store)|cu_atomic_|cu_copy_async)")
+CALL = re.compile(r"\s*(?:callq?|bl)\s+_?(?:__tsan_|__sanitizer_cov_(?:load|store)|_Z\d+atomic|__pipeline_memcpy_async"
+                  r"|_ZN6nvcuda4wmma(?:9load|10store)_tile)")
 LOC = re.compile(r"\s*\.loc\s+(\d+)\s+(\d+)")
 FILE = re.compile(r'\s*\.file\s+(\d+)\s+(?:"[^"]*"\s+)?"([^"]*)"')
 SECTION = {"darwin": ".section __DATA,__cu_places", "win32": '.section .data$cu,"dw"'}

@@ -10,6 +10,8 @@
 
 #include "cpu/keywords.h"
 #include "cpu/runtime.h"
+#include "cpu/atomics.h"
+#include "cpu/pipeline.h"
 #undef printf
 #undef assert
 

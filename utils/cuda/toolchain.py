@@ -119,7 +119,8 @@ def kernel_flags(compiler, checked):
     if compiler.is_clang:
         return [*flags, "-fsanitize-coverage=func,trace-loads,trace-stores", "-fno-vectorize", "-fno-slp-vectorize",
                 "-fno-unroll-loops", "-fno-builtin-memset", "-fno-builtin-memcpy"]
-    return [*flags, "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"]
+    return [*flags, "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0", "-gstatement-frontiers",
+            "-fno-reorder-blocks"]           # so that the last .loc of the kernel before a call is that of its statement
 
 
 def link_flags(compiler):

@@ -127,56 +127,50 @@ extern "C" void cu_mma(const float* a, const float* b, float* c, int line) {
 
 // ---- atomics. Fibers of one OS thread cannot interrupt one another, and a kernel with atomics runs on one OS thread.
 
-template <class T> static T apply(T* p, T value, int op) {
-  T old = *p;
-  switch (op) {
-    case CU_ADD: *p = old + value; break;
-    case CU_SUB: *p = old - value; break;
-    case CU_MAX: *p = old > value ? old : value; break;
-    case CU_MIN: *p = old < value ? old : value; break;
-    case CU_EXCHANGE: *p = value; break;
-  }
-  return old;
-}
-
-template <class T> static T apply_bits(T* p, T value, int op) {
-  T old = *p;
-  switch (op) {
-    case CU_AND: *p = old & value; break;
-    case CU_OR: *p = old | value; break;
-    case CU_XOR: *p = old ^ value; break;
-    default: return apply(p, value, op);
-  }
-  return old;
-}
-
-template <class T> static T compare_and_swap(T* p, T expected, T value) {
-  T old = *p;
-  if (old == expected) *p = value;
-  return old;
-}
-
-#define DEFINE_ATOMIC(name, T, how) \
-  extern "C" T name(T* p, T value, int op) { log_access(p, sizeof(T), ATOMIC, CALLER); return how(p, value, op); }
-DEFINE_ATOMIC(cu_atomic_i32, int, apply_bits)
-DEFINE_ATOMIC(cu_atomic_u32, unsigned, apply_bits)
-DEFINE_ATOMIC(cu_atomic_u64, unsigned long long, apply_bits)
-DEFINE_ATOMIC(cu_atomic_f32, float, apply)
-DEFINE_ATOMIC(cu_atomic_f64, double, apply)
-
-#define DEFINE_CAS(name, T) \
-  extern "C" T name(T* p, T expected, T value) { \
+#define DEFINE_ATOMIC(name, T, new_value) \
+  T name(T* p, T value) { \
     log_access(p, sizeof(T), ATOMIC, CALLER); \
-    return compare_and_swap(p, expected, value); \
+    T old = *p; \
+    *p = new_value; \
+    return old; \
   }
-DEFINE_CAS(cu_atomic_cas_u32, unsigned)
-DEFINE_CAS(cu_atomic_cas_u64, unsigned long long)
+#define DEFINE_ATOMICS(name, new_value) \
+  DEFINE_ATOMIC(name, int, new_value) \
+  DEFINE_ATOMIC(name, unsigned, new_value) \
+  DEFINE_ATOMIC(name, unsigned long long, new_value)
+DEFINE_ATOMICS(atomicAdd, old + value)
+DEFINE_ATOMICS(atomicMax, old > value ? old : value)
+DEFINE_ATOMICS(atomicMin, old < value ? old : value)
+DEFINE_ATOMICS(atomicExch, value)
+DEFINE_ATOMICS(atomicAnd, old & value)
+DEFINE_ATOMICS(atomicOr, old | value)
+DEFINE_ATOMICS(atomicXor, old ^ value)
+DEFINE_ATOMIC(atomicSub, int, old - value)
+DEFINE_ATOMIC(atomicSub, unsigned, old - value)
+DEFINE_ATOMIC(atomicAdd, float, old + value)
+DEFINE_ATOMIC(atomicAdd, double, old + value)
+DEFINE_ATOMIC(atomicExch, float, value)
+
+#define DEFINE_CAS(T) \
+  T atomicCAS(T* p, T expected, T value) { \
+    log_access(p, sizeof(T), ATOMIC, CALLER); \
+    T old = *p; \
+    if (old == expected) *p = value; \
+    return old; \
+  }
+DEFINE_CAS(int)
+DEFINE_CAS(unsigned)
+DEFINE_CAS(unsigned long long)
+
+extern "C" void cu_log(const void* p, unsigned size, int is_store, const void* place) {
+  log_access(p, size, is_store ? STORE : LOAD, (uintptr_t)place);
+}
 
 // ---- cp.async
 
-extern "C" void cu_copy_async(void* to, const void* from, unsigned bytes, unsigned zeros) {
+extern "C" void __pipeline_memcpy_async(void* to, const void* from, size_t bytes, size_t zeros) {
   Fiber* f = B.current;
-  AsyncCopy c = {to, from, bytes, zeros, f->group, CALLER};
+  AsyncCopy c = {to, from, (unsigned)bytes, (unsigned)zeros, f->group, CALLER};
   copy_issued(c);
   if (f->n_copies == f->copy_capacity) {
     f->copy_capacity = f->copy_capacity * 2 + 16;
@@ -185,9 +179,9 @@ extern "C" void cu_copy_async(void* to, const void* from, unsigned bytes, unsign
   f->copies[f->n_copies++] = c;
 }
 
-extern "C" void cu_copy_commit() { B.current->group++; }
+extern "C" void __pipeline_commit() { B.current->group++; }
 
-extern "C" void cu_copy_wait(unsigned groups_left) {
+extern "C" void __pipeline_wait_prior(size_t groups_left) {
   Fiber* f = B.current;
   unsigned kept = 0;
   for (unsigned i = 0; i < f->n_copies; ++i) {

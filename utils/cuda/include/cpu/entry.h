@@ -34,12 +34,6 @@ template <int... I> struct CuIndices {};
 template <int N, int... I> struct CuCount : CuCount<N - 1, N - 1, I...> {};
 template <int... I> struct CuCount<0, I...> { typedef CuIndices<I...> type; };
 
-#if defined(__clang__)
-#define CU_UNCHECKED __attribute__((no_sanitize("coverage")))
-#else
-#define CU_UNCHECKED __attribute__((no_sanitize_thread))
-#endif
-
 template <class... A, int... I> CU_UNCHECKED static inline void cu_apply(void (*f)(A...), void** a, CuIndices<I...>) {
   f(*(A*)a[I]...);
 }

@@ -3,6 +3,13 @@
 
 #define CU_INLINE static inline __attribute__((always_inline))
 
+// A function without access callbacks.
+#if defined(__clang__)
+#define CU_UNCHECKED __attribute__((no_sanitize("coverage")))
+#else
+#define CU_UNCHECKED __attribute__((no_sanitize_thread))
+#endif
+
 #define __global__ __attribute__((noinline))
 #define __device__
 #define __host__

@@ -2,12 +2,11 @@
 // reads and writes on a kernel's behalf is logged by hand or not at all.
 #pragma once
 
-// The callbacks see one call site for each line of the kernel; these functions must therefore keep their own.
+// The same for a thread wherever it asks: the compiler may ask once.
 #define CU_CONST __attribute__((const))
 
 struct CuSharedArray { unsigned launch; void* address; };   // where a __shared__ declaration lives in this launch
 
-enum CuAtomic { CU_ADD, CU_SUB, CU_MAX, CU_MIN, CU_EXCHANGE, CU_AND, CU_OR, CU_XOR };
 enum CuVote { CU_COUNT, CU_ALL, CU_ANY };
 
 extern "C" {
@@ -31,18 +30,7 @@ void cu_shuffle(void* value, unsigned size, unsigned mask, int source, int line,
 void* cu_dynamic_shared();
 void* cu_static_shared(CuSharedArray* array, const char* name, size_t bytes, size_t element);
 
-int cu_atomic_i32(int* p, int value, int op);
-unsigned cu_atomic_u32(unsigned* p, unsigned value, int op);
-unsigned long long cu_atomic_u64(unsigned long long* p, unsigned long long value, int op);
-float cu_atomic_f32(float* p, float value, int op);
-double cu_atomic_f64(double* p, double value, int op);
-unsigned cu_atomic_cas_u32(unsigned* p, unsigned expected, unsigned value);
-unsigned long long cu_atomic_cas_u64(unsigned long long* p, unsigned long long expected, unsigned long long value);
-
-void cu_copy_async(void* to, const void* from, unsigned bytes, unsigned zero_bytes);
-void cu_copy_commit();
-void cu_copy_wait(unsigned groups_left);
-
+void cu_log(const void* p, unsigned size, int is_store, const void* place);
 void cu_mma(const float* a, const float* b, float* c, int line);
 
 int cu_printf(const char* format, ...) __attribute__((format(printf, 1, 2)));

@@ -30,24 +30,50 @@ CU_INLINE unsigned cu_offset(int i, unsigned stride, bool by_column) {
   return by_column ? column * stride + row : row * stride + column;
 }
 
+// In the checked build these are calls, logged by hand: the accesses then belong to the kernel's line.
+#ifdef CU_CHECKED
+#define CU_TILE_FUNCTION CU_UNCHECKED __attribute__((noinline))
+#define CU_LOG(p, is_store) cu_log(p, sizeof *(p), is_store, __builtin_return_address(0))
+#else
+#define CU_TILE_FUNCTION inline
+#define CU_LOG(p, is_store) ((void)0)
+#endif
+
+template <class Fragment, class T>
+CU_TILE_FUNCTION void load_tile(Fragment& f, const T* p, unsigned stride, bool by_column, int line) {
+  for (int i = 0; i < 8; ++i) {
+    const T* from = p + cu_offset(i, stride, by_column);
+    CU_LOG(from, 0);
+    f.x[i] = *from;
+  }
+  cu_syncwarp(0xffffffffu, line);
+}
+
+template <class Fragment, class T>
+CU_TILE_FUNCTION void store_tile(T* p, const Fragment& f, unsigned stride, bool by_column, int line) {
+  for (int i = 0; i < 8; ++i) {
+    T* to = p + cu_offset(i, stride, by_column);
+    CU_LOG(to, 1);
+    *to = f.x[i];
+  }
+  cu_syncwarp(0xffffffffu, line);
+}
+
 template <class Use, class T, class Layout>
 CU_INLINE void load_matrix_sync(fragment<Use, 16, 16, 16, T, Layout>& f, const T* p, unsigned stride, CU_HERE) {
-  for (int i = 0; i < 8; ++i) f.x[i] = p[cu_offset(i, stride, is_col_major<Layout>::value)];
-  cu_syncwarp(0xffffffffu, line);
+  load_tile(f, p, stride, is_col_major<Layout>::value, line);
 }
 
 template <class T>
 CU_INLINE void load_matrix_sync(fragment<accumulator, 16, 16, 16, T>& f, const T* p, unsigned stride, layout_t layout,
                                 CU_HERE) {
-  for (int i = 0; i < 8; ++i) f.x[i] = p[cu_offset(i, stride, layout == mem_col_major)];
-  cu_syncwarp(0xffffffffu, line);
+  load_tile(f, p, stride, layout == mem_col_major, line);
 }
 
 template <class T>
 CU_INLINE void store_matrix_sync(T* p, const fragment<accumulator, 16, 16, 16, T>& f, unsigned stride, layout_t layout,
                                  CU_HERE) {
-  for (int i = 0; i < 8; ++i) p[cu_offset(i, stride, layout == mem_col_major)] = f.x[i];
-  cu_syncwarp(0xffffffffu, line);
+  store_tile(p, f, stride, layout == mem_col_major, line);
 }
 
 template <class D, class A, class B, class C> CU_INLINE void mma_sync(D& d, const A& a, const B& b, const C& c, CU_HERE) {
