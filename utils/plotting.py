@@ -7,8 +7,9 @@ from utils.plots.attention import alignment, bipartite, heads, heatmap, masks, m
 from utils.plots.diagrams import memory_layout, tiles, timeline
 from utils.plots.figure import show, style
 from utils.plots.measurements import bars, curves, roofline, scaling
+from utils.plots.viewers import bertviz_head_view, bertviz_model_view, head_viewer
 
-__all__ = ["alignment", "bars", "bipartite", "curves", "heads", "heatmap", "masks", "matrix", "memory_layout", "roofline",
-           "scaling", "show", "style", "tiles", "timeline"]
+__all__ = ["alignment", "bars", "bertviz_head_view", "bertviz_model_view", "bipartite", "curves", "head_viewer", "heads",
+           "heatmap", "masks", "matrix", "memory_layout", "roofline", "scaling", "show", "style", "tiles", "timeline"]
 
 style()

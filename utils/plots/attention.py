@@ -6,7 +6,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
 from utils.plots.figure import COLOURS, INK, set_title
-from utils.plots.inputs import as_array, as_heads, as_labels, as_mask, as_named, as_weights
+from utils.plots.inputs import as_array, as_labels, as_mask, as_named, as_weights
 
 MASK_COLOURS = ListedColormap(["#f2f2f2", COLOURS[0]])
 
@@ -50,15 +50,15 @@ def heads(weights, queries=None, keys=None, title="", names=None):
 
     names: one title for each head. Heads and layers are counted from 0, as in the array. Returns the figure.
     """
-    layered = as_array(weights, "weights").ndim == 4 if not isinstance(weights, (list, tuple)) else True
-    weights = as_heads(weights)
-    n_heads, n_queries, n_keys = weights.shape[1:]
+    weights = as_weights(weights, "weights", dims=(3, 4))
+    layered = weights.ndim == 4
+    n_heads, n_queries, n_keys = weights.shape[-3:]
     queries, keys = as_labels(queries, n_queries, "queries"), as_labels(keys, n_keys, "keys")
     names = as_labels(names, n_heads, "names") or [f"head {h}" for h in range(n_heads)]
     if layered:
         maps, n_columns = weights.reshape(-1, n_queries, n_keys), n_heads
     else:
-        maps, n_columns = weights[0], min(n_heads, 4)
+        maps, n_columns = weights, min(n_heads, 4)
     n_rows = -(-len(maps) // n_columns)
     labelled = n_columns <= 4 and max(n_queries, n_keys) <= 16        # smaller maps have no room for words
     side = 8.5 / n_columns

@@ -58,13 +58,13 @@ def memory_layout(array, title="", touched=None, sector_bytes=32):
         text = "" if names is None else f"{names[0][0]},{names[0][1]}" + (f" ×{len(names)}" if len(names) > 1 else "")
         colour = "white" if names is None else ROW_TINTS[names[0][0] % 8]
         _cell(right, place, line, text, colour, touched is not None and any(touched[n] for n in names or ()))
-    _frame(left, shape[1], shape[0], range(shape[0]), "column j", "row i")
+    _frame(left, shape[1], shape[0], range(shape[0]),
+           f"column j\n{shape[0]} × {shape[1]}, strides {strides[0]} and {strides[1]} bytes", "row i")
     left.set_xticks(range(shape[1]))
-    left.set_title(f"array {shape[0]} × {shape[1]}, strides {strides[0]} and {strides[1]} bytes:\nbyte offset of each element",
-                   fontsize=11, fontweight="normal")
-    _frame(right, per_sector, n_sectors, [s * sector_bytes for s in range(n_sectors)], "", "byte offset of the sector")
+    left.set_title("the array: byte offset\nof each element", fontsize=11, fontweight="normal")
+    _frame(right, per_sector, n_sectors, [s * sector_bytes for s in range(n_sectors)], "", "byte offset")
     right.set_xticks([])
-    right.set_title(f"memory, {sector_bytes} bytes a row:\nelement i,j at each address", fontsize=11, fontweight="normal")
+    right.set_title(f"memory, {sector_bytes} bytes a row:\nthe element i,j there", fontsize=11, fontweight="normal")
     if touched is not None:
         for sector in sectors:
             right.add_patch(Rectangle((-0.55, sector - 0.5), per_sector + 0.1, 1, fill=False, edgecolor=COLOURS[1],

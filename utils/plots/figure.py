@@ -46,9 +46,7 @@ def show(description):
     The picture is a PNG of 100 dpi and 64 colours; the same figure gives the same bytes. Outside IPython the figures
     open in a window. Raises ValueError for an empty description, RuntimeError if no figure is open.
     """
-    if not isinstance(description, str) or not description.strip():
-        raise ValueError(f"description must be a sentence that says what the figure shows, got {description!r}")
-    description = " ".join(description.split())
+    description = as_sentence(description)
     if not plt.get_fignums():
         raise RuntimeError("show() found no open figure: draw one earlier in the same cell")
     if get_ipython() is None:
@@ -58,6 +56,13 @@ def show(description):
         display(bundle, raw=True, metadata={"image/png": {"alt": description}})
         display(Markdown("*" + description.replace("*", r"\*") + "*"))
     plt.close("all")
+
+
+def as_sentence(description):
+    """`description` on one line. Raises ValueError if it is empty or no string."""
+    if not isinstance(description, str) or not description.strip():
+        raise ValueError(f"description must be a sentence that says what the figure shows, got {description!r}")
+    return " ".join(description.split())
 
 
 def _png(figures):
