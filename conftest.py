@@ -74,7 +74,7 @@ def _replace_parts_of_nbval(config):
         nbval_teardown(self)
 
     def runtest(self, nbval_runtest=plugin.IPyNbCell.runtest):
-        self.output_timeout = 60  # between a cell's reply and its last output; five seconds is too few on a busy machine
+        self.output_timeout = 60  # between a cell's end and its last output; nbval's five is too few on a busy machine
         usage = self.parent.usage
         try:
             nbval_runtest(self)

@@ -181,8 +181,9 @@ def test_cell_ids_come_from_content_so_that_a_new_cell_leaves_the_others_alone()
     ("print('a'\n  b)", "SyntaxError: "),
     ("import os\nos._exit(3)", "line 18: the kernel died"),
     ("import sys\nprint('deprecated', file=sys.stderr)", "line 18: writes to stderr: deprecated"),
+    ("object()", "line 18: shows an address in memory, another one each time: <object at 0x"),
     ("import time\ntime.sleep(60)", "line 18: still running after 2 s"),
-], ids=["exception", "syntax", "dead_kernel", "stderr", "time_limit"])
+], ids=["exception", "syntax", "dead_kernel", "stderr", "address", "time_limit"])
 def test_a_failing_cell_is_reported_with_its_source_line_and_nothing_is_written(
         cell, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(build, "CELL_LIMIT", 2)
@@ -206,24 +207,24 @@ def test_an_unknown_lecture_is_a_sentence(tmp_path, capsys):
 # What is replaced in the sample's text and by what; how the line begins that the error names, and what it says.
 BROKEN = {
     "unclosed": ("    ### END SOLUTION\n", "", "    ### BEGIN", "BEGIN SOLUTION without its END"),
-    "nested": ("    total_of", "    ### BEGIN SOLUTION\n    total_of", "    ### BEGIN", "a solution that is still open"),
-    "stray_end": ("    row = np", "    ### END SOLUTION\n    row = np", "    ### END", "END SOLUTION without its BEGIN"),
+    "nested": ("    total_of", "    ### BEGIN SOLUTION\n    total_of", "    ### BEGIN", "solution that is still open"),
+    "stray_end": ("    row = np", "    ### END SOLUTION\n    row = np", "    ### END", "without its BEGIN"),
     "untagged": ('["exercise", "export"]\ndef', '["export"]\ndef', "    ### BEGIN", "outside a cell tagged exercise"),
     "mixed_kinds": ("    // END", "    ### END", "    ### END", "began with // and ends with ###"),
     "empty": ("    if (i < n) x[i] = x[i] + 1.0f;   // the last block is ragged\n", "", "    // END", "an empty solution"),
     "misspelt": ("    ### BEGIN SOLUTION", "    # BEGIN SOLUTION", "    # BEGIN", "a solution marker stands alone"),
-    "no_solution": ("    // BEGIN SOLUTION\n", "", "    // END", "END SOLUTION without its BEGIN"),
+    "no_begin": ("    // BEGIN SOLUTION\n", "", "    // END", "END SOLUTION without its BEGIN"),
     "no_check": ('mean = check("1.1", mean)', "", "def mean", 'followed by no check("1.1"'),
-    "check_of_another": ('check("1.1", mean)', 'check("1.1", median)', "def mean", "the exercise defines no median"),
-    "no_header": ("# ### Exercise 1.1: a mean  (difficulty 1 of 5, 2 minutes)\n#\n", "", "def mean", "a header of its own"),
+    "wrong_check": ('check("1.1", mean)', 'check("1.1", median)', "def mean", "the exercise defines no median"),
+    "no_header": ("# ### Exercise 1.1: a mean  (difficulty 1 of 5, 2 minutes)\n#\n", "", "def mean", "header of its own"),
     "no_minutes": (", 2 minutes)", ")", "# ### Exercise 1.1", "an exercise's header reads"),
     "another_lecture": ("Exercise 1.1", "Exercise 2.1", "# ### Exercise 2.1", "exercise 2.1 in lecture 01"),
-    "number_used_twice": ("Exercise 1.2", "Exercise 1.1", "KERNEL = ", "without a header of its own"),
+    "used_twice": ("Exercise 1.2", "Exercise 1.1", "KERNEL = ", "without a header of its own"),
     "unknown_tag": ('tags=["teacher"]', 'tags=["taecher"]', "# A class usually", "unknown tag 'taecher'"),
     "no_module": ("    module: sample\n", "    other: 1\n", "# ---", "names no module"),
     "no_title": ("# # 1. A sample lecture\n", "# A sample lecture\n", "# %% [markdown]", "not the title"),
-    "leaked": ('print(f"mean', '# total_of_the_row = math.fsum(row.tolist())\nreturn total_of_the_row / len(row)\nprint(f"',
-               "# ---", "shows a solution, exercise 1.1: return total_of_the_row"),
+    "leaked": ('mean = check("1.1", mean)', 'mean = check("1.1", mean)\nreturn total_of_the_row / len(row)', "# ---",
+               "shows a solution, exercise 1.1: return total_of_the_row"),
 }
 
 
@@ -277,7 +278,7 @@ TAMPERED = {
                       lambda notebook: notebook.cells.pop(0)),
     "a cell not executed": (test_notebooks.test_every_code_cell_has_been_executed_in_order,
                             last_cell(lambda cell: cell.update(execution_count=None))),
-    "text on stderr": (test_notebooks.test_no_error_and_nothing_on_stderr, prints("deprecated", "stderr")),
+    "text on stderr": (test_notebooks.test_no_error_nothing_on_stderr_and_no_address, prints("deprecated", "stderr")),
     "a home path": (test_notebooks.test_no_private_path, prints("read /home/somebody/data.txt")),
     "no alternative text": (test_notebooks.test_every_picture_has_a_description_and_a_caption,
                             last_cell(lambda cell: picture(cell).metadata.clear())),

@@ -167,7 +167,8 @@ def test_the_table_lists_time_and_memory_of_each_notebook_under_xdist(verdicts):
 def test_a_notebook_over_twice_its_budget_fails_and_is_marked(tmp_path):
     (tmp_path / "lectures").mkdir()
     nbformat.write(executed(tmp_path / "lectures", ["print(1)"]), tmp_path / "lectures" / "large.ipynb")
-    (tmp_path / "lectures" / "conftest.py").write_text("from utils import notebook_usage\nnotebook_usage.MEGABYTES = 5\n")
+    small_budget = "from utils import notebook_usage\nnotebook_usage.MEGABYTES = 5\n"
+    (tmp_path / "lectures" / "conftest.py").write_text(small_budget)
     done = run_nbval(tmp_path, "lectures")
     assert "over twice the budget" in done.stdout and "OVER BUDGET" in done.stdout and done.returncode == 1
 
@@ -225,7 +226,7 @@ def drawn(draw):
 
 
 def curves(drift=0.0, factor=1.0, count=3):
-    """Three noisy training curves; `drift` adds relative noise to each, `factor` scales the last, `count` leaves some out."""
+    """Three noisy training curves: `drift` adds relative noise to each, `factor` scales the last, `count` are drawn."""
     def draw(axes):
         noise, steps = np.random.default_rng(0), np.arange(200)
         for index in range(3):

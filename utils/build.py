@@ -148,7 +148,7 @@ def execute(job):
     try:
         client.execute(env=environment(), stderr=subprocess.DEVNULL)  # IPython's remarks on its start
     except CellExecutionError as error:
-        raise _failure(job, reached[-1], f"{error.ename}: {error.evalue}", _line_in_cell(error)) from None
+        raise _failure(job, reached[-1], f"{error.ename}: {error.evalue}".rstrip(": "), _line_in_cell(error)) from None
     except CellTimeoutError:
         raise _failure(job, reached[-1], f"still running after {CELL_LIMIT} s") from None
     except DeadKernelError:
@@ -158,8 +158,8 @@ def execute(job):
         if cell.cell_type == "code":
             cell.outputs = [nbformat.from_dict(output) for output in notebook_outputs.clean(cell.outputs)]
             for output in cell.outputs:
-                if output.get("name") == "stderr":
-                    raise _failure(job, index, f"writes to stderr: {output.text.strip()}")
+                if reason := notebook_outputs.unfit(output):
+                    raise _failure(job, index, reason)
 
 
 def _failure(job, index, what, line=1):

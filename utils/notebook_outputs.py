@@ -20,6 +20,7 @@ NOISE = re.compile(r".*(NNPACK|font cache|frozen modules|PYDEVD_DISABLE_FILE_VAL
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?")
 CONTENT_ID = re.compile(r"(?<![0-9A-Za-z])(?=[0-9a-f]*[0-9])(?=[0-9a-f]*[a-f])[0-9a-f]{8,64}(?![0-9A-Za-z])")
+ADDRESS = re.compile(r"<.* at 0x[0-9a-fA-F]{6,}.*>")
 RELATIVE = 2e-3  # of a printed float
 ABSOLUTE = 1e-6  # below this, float32 rounding: "largest difference 1e-7" may read 3e-7 elsewhere
 
@@ -54,6 +55,16 @@ def _quantised(encoded):
     file = io.BytesIO()
     picture.convert("RGB").quantize(64).save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
+
+
+def unfit(output):
+    """Return why an output cannot be kept in a notebook that is compared elsewhere, as a sentence; "" if it can."""
+    if output.get("name") == "stderr":
+        return f"writes to stderr: {output['text'].strip()}"
+    for text in (output.get("text", ""), output.get("data", {}).get("text/plain", "")):
+        if found := ADDRESS.search(text):
+            return f"shows an address in memory, another one each time: {found[0]}"
+    return ""
 
 
 def differences(expected, actual):
