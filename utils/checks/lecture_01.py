@@ -19,11 +19,6 @@ def draw(rng, *shape):
     return rng.normal(size=shape).round(1)
 
 
-def pairs(*shape):
-    """All pairs (row, column) of a score matrix."""
-    return np.ndindex(*shape)
-
-
 def weights_of(scores, allowed):
     """The softmax of one row of numbers over the allowed entries; zeros where there are none."""
     top = max((s for s, a in zip(scores, allowed) if a and s > -INF), default=None)
@@ -125,7 +120,7 @@ def _(x, axis=-1):
 @exercise("1.2", MODULE)
 def additive_scores(q, k, w_q, w_k, v):
     scores = np.empty((len(q), len(k)))
-    for i, j in pairs(*scores.shape):
+    for i, j in np.ndindex(*scores.shape):
         hidden = [math.tanh(q[i] @ w_q[:, a] + k[j] @ w_k[:, a]) for a in range(len(v))]
         scores[i, j] = math.fsum(float(v[a]) * h for a, h in enumerate(hidden))
     return scores
@@ -571,7 +566,7 @@ for message, change in {
     "d_q and d_k miss a part of the softmax's derivative: it is p * (d_p - sum(p * d_p)), not p * d_p.": {
         "jacobian": lambda p, d_p: p * d_p
     },
-    "d_q and d_k take p * (1 - p) for the softmax's derivative: a weight depends on the other scores of its row too.": {
+    "d_q and d_k take p * (1 - p) for the softmax's derivative: a weight depends on all scores of its row.": {
         "jacobian": lambda p, d_p: d_p * p * (1 - p)
     },
     "In d_q and d_k the sum of p * d_p runs over the queries: it has to run over the keys.": {

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import importlib
 import io
 import os
 import pickle
@@ -15,6 +16,7 @@ from pathlib import Path
 import cloudpickle
 import psutil
 
+from utils.checks import Failed
 from utils.checks.worker import Request
 
 TIME_LIMIT = 10  # seconds for all calls of one check
@@ -23,7 +25,7 @@ START_LIMIT = 60  # seconds: a slow disk and a virus scanner included
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Stopped(Exception):
+class Stopped(Failed):
     """The answer was ended, or ended its process; the text says why."""
 
 
@@ -36,7 +38,7 @@ class Worker:
 
     def start(self):
         """Start the process and return at once: it gets ready in the background."""
-        self._replies, self._ready = queue.SimpleQueue(), False
+        self._replies, self._ready, self._has_torch = queue.SimpleQueue(), False, False
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         self._process = subprocess.Popen(
             [sys.executable, "-c", "from utils.checks.worker import main; main()"],
@@ -61,14 +63,21 @@ class Worker:
             self.restart()
             raise
 
-    def get_ready(self):
-        """Wait until the process can be asked. Raises Stopped."""
+    def get_ready(self, request):
+        """Wait until the process can answer a request at once. Raises Stopped.
+
+        The time it takes to load torch is not the answer's.
+        """
         if self._process.poll() is not None:  # something else ended it
             self.restart()
         if not self._ready:
             self._memory_info = psutil.Process(self._process.pid).memory_info
             self._wait(time.monotonic() + START_LIMIT)
             self._ready = True
+        if not self._has_torch and (b"torch" in request.answer or b"torch" in request.arguments):
+            load = pickle.dumps(importlib.import_module), pickle.dumps((("torch",), {}))
+            self.call(request._replace(answer=load[0], arguments=load[1]), time.monotonic() + START_LIMIT)
+            self._has_torch = True
 
     def _wait(self, deadline):
         allowed = self._memory() + MEMORY_LIMIT

@@ -2,20 +2,16 @@
 
 import copy
 import inspect
-import linecache
-import re
-import sysconfig
-import textwrap
 import time
 import zlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from utils.checks import Failed, process
 from utils.checks.compare import TOLERANCE, difference
+from utils.checks.faults import failed, in_short
 from utils.checks.process import Stopped, worker
 from utils.checks.show import what, where
 
@@ -74,27 +70,12 @@ def try_answer(exercise, answer, own=None):
 
     stopped = False
     for prop in exercise.properties:
-        if stopped:
-            result.rows.append(Row(prop.name, None))
-            continue
-        try:
-            prop.holds(ask, np.random.default_rng(zlib.crc32(prop.name.encode())))
-            result.rows.append(Row(prop.name, True))
-            continue
-        except Failed as failure:
-            why, details = str(failure), failure.details
-        except Stopped as failure:
-            why, details, stopped = str(failure), "", True
-        except Exception as failure:
-            if trial:  # the oracle or the property is wrong, not the answer
-                raise
-            why, details = _in_short(str(failure))  # a kernel that does not compile, or does something wrong
-        if result.passed:
-            result.details, result.hint = details, prop.hint
-            if trial:
-                result.example = trial.calls[-1]
-                result.hint = trial.hint(prop)
-        result.rows.append(Row(prop.name, False, why))
+        failure = None if stopped else _failure(prop, ask)
+        if failure and result.passed:
+            result.details, result.hint = failure.details, trial.hint(prop) if trial else prop.hint
+            result.example = trial.calls[-1] if trial else None
+        result.rows.append(Row(prop.name, None if stopped else failure is None, str(failure or "")))
+        stopped = stopped or isinstance(failure, Stopped)
     if trial:
         result.printed = trial.printed
         if result.passed and trial.changed:
@@ -104,13 +85,25 @@ def try_answer(exercise, answer, own=None):
     return result
 
 
+def _failure(prop, ask):
+    """What a property has to say against an answer; None where it holds."""
+    try:
+        prop.holds(ask, np.random.default_rng(zlib.crc32(prop.name.encode())))
+    except Failed as failed:
+        return failed
+    except Exception as error:
+        if isinstance(ask, Trial):  # the stub; or the oracle or the property is wrong, not the answer
+            raise
+        return Failed(*in_short(str(error)))  # a kernel that does not compile, or does something wrong
+    return None
+
+
 class Trial:
     """Stands for the learner's function inside the properties."""
 
     def __init__(self, exercise, packed):
         self._exercise, self._packed = exercise, packed
-        worker.get_ready()
-        self._deadline = time.monotonic() + process.TIME_LIMIT
+        self._deadline = None
         self._started = False
         self.returned = False  # whether any call came to its end
         self.calls: list[Call] = []
@@ -125,6 +118,8 @@ class Trial:
         exercise = self._exercise
         request = process.request(self._packed, args, kwargs, exercise.module, exercise.name)
         arguments = dict(inspect.signature(exercise.oracle).bind(*args, **kwargs).arguments)
+        worker.get_ready(request)
+        self._deadline = self._deadline or time.monotonic() + process.TIME_LIMIT
         try:
             reply = worker.call(request, self._deadline)
         except Stopped:
@@ -144,7 +139,7 @@ class Trial:
         got = [value.array for value in reply.values] if comparable else None
         self.calls.append(Call(arguments, args, kwargs, expected, got))
         if reply.error:
-            raise _failed(reply.error)
+            raise failed(reply.error)
         self._compare(reply, expected, arguments)
         return got if exercise.returns else got[0]
 
@@ -216,30 +211,3 @@ def _equal(got, parts, dtype):
     return [(a.shape, a.dtype.kind) for a in got] == [(a.shape, a.dtype.kind) for a in parts] and all(
         difference(a, b) <= TOLERANCE[dtype] for a, b in zip(got, parts)
     )
-
-
-def _failed(error):
-    """An exception in the answer, with the learner's own line: in a notebook, its number within the cell."""
-    message = re.sub(r"0x[0-9a-fA-F]+", "0x...", error.message.strip().split("\n")[0])
-    if error.type_name == "CoursesOwn":
-        return Failed(message)
-    said = f"{error.type_name}: {message}" if message else error.type_name
-    for file, line in reversed(error.frames):
-        source = linecache.getline(file, line).strip()
-        if source and not _installed(file):
-            return Failed(f"{error.type_name} in line {line}", f"line {line}: {source}\n{_in_short(said)[1] or said}")
-    return Failed(*_in_short(said))
-
-
-def _in_short(message):
-    """A message as one short line, and in full where that was not all of it."""
-    short = textwrap.shorten(message.split("\n")[0], 80, placeholder=" ...")
-    full = "\n".join(line if len(line) <= 110 else textwrap.fill(line, 110) for line in message.split("\n"))
-    return short, "" if short == message else full
-
-
-def _installed(file):
-    """Whether a file belongs to Python, to an installed package or to the checks themselves."""
-    paths = sysconfig.get_paths()
-    ours = str(Path(__file__).parent)
-    return any(file.startswith(folder) for folder in (paths["stdlib"], paths["purelib"], paths["platlib"], ours))

@@ -1,0 +1,36 @@
+"""What went wrong in an answer, in words: an exception, or what a kernel did."""
+
+import linecache
+import re
+import sysconfig
+import textwrap
+from pathlib import Path
+
+from utils.checks import Failed
+
+
+def failed(error):
+    """An exception in the answer, with the learner's own line: in a notebook, its number within the cell."""
+    message = re.sub(r"0x[0-9a-fA-F]+", "0x...", error.message.strip().split("\n")[0])
+    if error.type_name == "CoursesOwn":
+        return Failed(message)
+    said = f"{error.type_name}: {message}" if message else error.type_name
+    for file, line in reversed(error.frames):
+        source = linecache.getline(file, line).strip()
+        if source and not _installed(file):
+            return Failed(f"{error.type_name} in line {line}", f"line {line}: {source}\n{in_short(said)[1] or said}")
+    return Failed(*in_short(said))
+
+
+def in_short(message):
+    """A message as one short line, and in full where that was not all of it."""
+    short = textwrap.shorten(message.split("\n")[0], 80, placeholder=" ...")
+    full = "\n".join(line if len(line) <= 110 else textwrap.fill(line, 110) for line in message.split("\n"))
+    return short, "" if short == message else full
+
+
+def _installed(file):
+    """Whether a file belongs to Python, to an installed package or to the checks themselves."""
+    paths = sysconfig.get_paths()
+    ours = str(Path(__file__).parent)
+    return any(file.startswith(folder) for folder in (paths["stdlib"], paths["purelib"], paths["platlib"], ours))
