@@ -40,7 +40,7 @@ class Kernel:
         kernel = choose_kernel(source, name)
         self.template = tuple(template) if isinstance(template, (tuple, list)) else (template,)
         self.name = instance(kernel, self.template)
-        self.parameters, self.declarations = kernel.parameters, kernel.declarations
+        self.parameters, self.declarations, self._line = kernel.parameters, kernel.declarations, kernel.line
         bare = blank(source)
         # Sums of floats depend on their order, and printed lines too: such a kernel runs its blocks one after another.
         self._ordered = re.search(r"\batomic[A-Z]|\bprintf\b", bare) is not None
@@ -137,8 +137,10 @@ class Kernel:
                              f"{MAX_SHARED:,}")
         if shared > DEFAULT_SHARED and self.name not in _warned:
             _warned.add(self.name)
-            warnings.warn(f"{self.name}: {shared:,} bytes of shared memory; above {DEFAULT_SHARED:,} a GPU must be asked for it "
-                          "(cudaFuncSetAttribute), which our GPU launcher does", stacklevel=5)
+            # warn_explicit: a warning that names the caller's file would differ from one notebook run to the next.
+            warnings.warn_explicit(
+                f"{self.name}: {shared:,} bytes of shared memory; above {DEFAULT_SHARED:,} a GPU must be asked for it "
+                "(cudaFuncSetAttribute), which the launcher for GPUs does", UserWarning, "kernel.cu", self._line)
 
 
 class Launch:
