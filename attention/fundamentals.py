@@ -1,0 +1,416 @@
+# Generated from solutions/01_attention_fundamentals.py by `python course.py build`. Edit that file, not this one.
+"""Lecture 01 · Attention fundamentals: the finished code."""
+
+import functools
+import math
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from utils import cuda
+from utils.data import Vocabulary
+
+
+def softmax(x, axis=-1):
+    """Softmax along one axis, shifted by the maximum so that no finite score overflows.
+
+    x: floats of any shape; -inf gives weight 0. Returns an array of the same shape and float type.
+    A row of only -inf is all zeros: nothing may be attended, so nothing is.
+    """
+    x = np.asarray(x, np.result_type(x, np.float16))
+    maximum = np.max(x, axis=axis, keepdims=True, initial=-np.inf)
+    exponentials = np.exp(x - np.where(np.isneginf(maximum), 0, maximum))
+    total = exponentials.sum(axis=axis, keepdims=True)
+    return exponentials / np.where(total == 0, 1, total)
+
+
+def additive_scores(q, k, w_q, w_k, v):
+    """Additive score e_ij = v . tanh(q_i w_q + k_j w_k) of each query with each key.
+
+    q (n_queries, d_q), k (n_keys, d_k), w_q (d_q, d_a), w_k (d_k, d_a), v (d_a,). Returns (n_queries, n_keys).
+    Source: Bahdanau et al. 2014 (arXiv 1409.0473), appendix A.1.2.
+    """
+    return np.tanh((q @ w_q)[:, None, :] + (k @ w_k)[None, :, :]) @ v
+
+
+def causal_mask(n_queries, n_keys=None):
+    """Boolean (n_queries, n_keys), True where key j is not after query i; aligned at the bottom right.
+
+    With more queries than keys the first rows see nothing. Raises ValueError for a negative size.
+    """
+    n_keys = n_queries if n_keys is None else n_keys
+    if n_queries < 0 or n_keys < 0:
+        raise ValueError(f"n_queries and n_keys must not be negative, got {n_queries} and {n_keys}")
+    positions = np.arange(n_queries)[:, None] + (n_keys - n_queries)
+    return np.arange(n_keys)[None, :] <= positions
+
+
+def padding_mask(lengths, n_keys):
+    """Boolean (batch, 1, 1, n_keys), True for the first lengths[b] keys of sentence b.
+
+    lengths: integers (batch,). Raises ValueError when a length is negative or larger than n_keys.
+    """
+    lengths = np.asarray(lengths)
+    if lengths.size and (lengths.min() < 0 or lengths.max() > n_keys):
+        raise ValueError(f"lengths must lie between 0 and n_keys = {n_keys}, got {lengths.tolist()}")
+    return (np.arange(n_keys) < lengths[:, None])[:, None, None, :]
+
+
+def attention_weights(q, k, mask=None, causal=False, scale=None):
+    """Attention weights softmax(scale * q k^T) with masks, in NumPy.
+
+    q (..., n_queries, d_head), k (..., n_keys, d_head), mask boolean and broadcastable to (..., n_queries, n_keys)
+    with True = may attend. Returns (..., n_queries, n_keys); a row with nothing to attend is zero.
+    Source: Vaswani et al. 2017 (arXiv 1706.03762), equation 1.
+    """
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scores = q @ np.swapaxes(k, -1, -2) * float(scale)
+    if causal:
+        scores = np.where(causal_mask(q.shape[-2], k.shape[-2]), scores, -np.inf)
+    if mask is not None:
+        scores = np.where(mask, scores, -np.inf)
+    return softmax(scores)
+
+
+def check_arguments(q, k, v, mask=None):
+    """Raise ValueError, in one sentence, unless the shapes of an attention fit together. For arrays and tensors."""
+    for name, array in (("q", q), ("k", k), ("v", v)):
+        if len(array.shape) < 2:
+            raise ValueError(f"{name} must have at least two axes (seq, d_head), got shape {tuple(array.shape)}")
+    if q.shape[-1] != k.shape[-1]:
+        raise ValueError(f"q and k must have the same d_head, got {q.shape[-1]} and {k.shape[-1]}")
+    if k.shape[-2] != v.shape[-2]:
+        raise ValueError(f"k and v must have the same n_keys, got {k.shape[-2]} and {v.shape[-2]}")
+    if mask is not None:
+        if "bool" not in str(mask.dtype):
+            raise ValueError(f"mask must be boolean with True = may attend, got {mask.dtype}")
+        full = (*q.shape[:-2], q.shape[-2], k.shape[-2])
+        try:
+            fits = np.broadcast_shapes(tuple(mask.shape), full) == full
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(f"mask must broadcast to {full}, got shape {tuple(mask.shape)}")
+
+def attention_numpy(q, k, v, mask=None, causal=False, scale=None):
+    """Scaled dot-product attention in NumPy: the oracle of attention_torch and attention_cuda.
+
+    q (..., n_queries, d_head), k (..., n_keys, d_head), v (..., n_keys, d_v); mask boolean, True = may attend,
+    broadcastable to (..., n_queries, n_keys); causal is aligned at the bottom right; scale defaults to
+    1/sqrt(d_head). Returns (..., n_queries, d_v) in the float type of q (half precision is computed in single);
+    a query with nothing to attend gets zeros. Raises ValueError when shapes or mask do not fit.
+    Source: Vaswani et al. 2017 (arXiv 1706.03762), equation 1.
+    """
+    check_arguments(q, k, v, mask)
+    work = np.result_type(q, np.float32)
+    q_, k_, v_ = (a.astype(work, copy=False) for a in (q, k, v))
+    return (attention_weights(q_, k_, mask, causal, scale) @ v_).astype(np.result_type(q, np.float16), copy=False)
+
+
+def attention_torch(q, k, v, mask=None, causal=False, scale=None):
+    """Scaled dot-product attention in PyTorch; same arguments, shapes and errors as attention_numpy, differentiable.
+
+    Half precision is computed in single and returned in the type of q. mask and causal as in attention_numpy.
+    """
+    check_arguments(q, k, v, mask)
+    work = torch.promote_types(q.dtype, torch.float32)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scores = q.to(work) @ k.to(work).transpose(-1, -2) * scale
+    if causal:
+        allowed = torch.from_numpy(causal_mask(q.shape[-2], k.shape[-2])).to(q.device)
+        scores = scores.masked_fill(~allowed, -math.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~torch.as_tensor(mask, device=q.device), -math.inf)
+    maximum = scores.detach().amax(-1, keepdim=True)
+    weights = torch.exp(scores - maximum.masked_fill(maximum == -math.inf, 0))
+    total = weights.sum(-1, keepdim=True)
+    return (weights / total.masked_fill(total == 0, 1) @ v.to(work)).to(q.dtype)
+
+
+def attention_backward(q, k, v, d_out, mask=None, causal=False, scale=None):
+    """Gradients of attention_numpy with respect to q, k and v, in NumPy.
+
+    Shapes as in attention_numpy; d_out (..., n_queries, d_v). Returns (d_q, d_k, d_v), shaped like q, k, v.
+    """
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    p = attention_weights(q, k, mask, causal, scale)
+    d_p = d_out @ np.swapaxes(v, -1, -2)
+    d_s = p * (d_p - (p * d_p).sum(-1, keepdims=True))
+    return scale * d_s @ k, scale * np.swapaxes(d_s, -1, -2) @ q, np.swapaxes(p, -1, -2) @ d_out
+
+
+class AdditiveAttention(nn.Module):
+    """Bahdanau's alignment model: e_tj = v . tanh(s_{t-1} W_q + h_j W_k), alpha_t = softmax(e_t), c_t = sum_j alpha_tj h_j.
+
+    Source: arXiv 1409.0473, equations 5 and 6, appendix A.1.2. Parameters w_q (d_query, d_hidden), w_k (d_key, d_hidden), v (d_hidden,).
+    """
+
+    def __init__(self, d_query, d_key, d_hidden):
+        super().__init__()
+        self.w_q = nn.Parameter(torch.randn(d_query, d_hidden) / math.sqrt(d_query))
+        self.w_k = nn.Parameter(torch.randn(d_key, d_hidden) / math.sqrt(d_key))
+        self.v = nn.Parameter(torch.randn(d_hidden) / math.sqrt(d_hidden))
+
+    def forward(self, query, keys, mask):
+        """query (batch, d_query), keys (batch, n_keys, d_key), mask (batch, n_keys) bool, True = may attend.
+
+        Returns context c_t (batch, d_key) and weights alpha_t (batch, n_keys). A row with nothing to attend gives zeros.
+        """
+        if mask.dtype != torch.bool or mask.shape != keys.shape[:-1]:
+            raise ValueError(f"mask must be boolean of shape {tuple(keys.shape[:-1])}, not {mask.dtype} {tuple(mask.shape)}")
+        scores = torch.tanh((query @ self.w_q)[:, None] + keys @ self.w_k) @ self.v
+        lowest = torch.finfo(scores.dtype).min                            # not -inf: a row of them would be nan
+        weights = torch.softmax(scores.masked_fill(~mask, lowest), dim=-1) * mask
+        return (weights[:, None] @ keys)[:, 0], weights
+
+
+class Seq2Seq(nn.Module):
+    """An encoder-decoder of word ids, as in Bahdanau et al. 2014 (arXiv 1409.0473), with attention or with one fixed vector.
+
+    n_source, n_target: sizes of the two vocabularies (`utils.data.Vocabulary`, whose ids of padding, start and end it uses).
+    attention: "additive", or None for the fixed vector c_t = [forward h_n; backward h_1]. Sentences are ids (batch, length) int64,
+    each with at least one word, padded behind. In the paper's letters: annotations h_j = [forward h_j; backward h_j],
+    s_0 = tanh(W_s backward h_1), s_t = f(s_{t-1}, y_{t-1}, c_t), p(y_t) = softmax(g(y_{t-1}, s_t, c_t)).
+    """
+
+    def __init__(self, n_source, n_target, d_hidden=48, attention="additive"):
+        super().__init__()
+        if attention not in ("additive", None):
+            raise ValueError(f'attention must be "additive" or None, not {attention!r}')
+        self.embed_source = nn.Embedding(n_source, d_hidden)
+        self.embed_target = nn.Embedding(n_target, d_hidden)
+        self.encoder = nn.GRU(d_hidden, d_hidden, batch_first=True, bidirectional=True)
+        self.w_s = nn.Parameter(torch.randn(d_hidden, d_hidden) / math.sqrt(d_hidden))
+        self.attention = AdditiveAttention(d_hidden, 2 * d_hidden, d_hidden) if attention else None
+        self.f = nn.GRUCell(3 * d_hidden, d_hidden)
+        self.g = nn.Linear(4 * d_hidden, n_target)
+
+    def encode(self, source):
+        """source (batch, n_source) -> what c_t is made from: all h_j (batch, n_source, 2 d) or the one vector (batch, 2 d); and s_0."""
+        lengths = (source != Vocabulary.PAD).sum(1).cpu()
+        words = pack_padded_sequence(self.embed_source(source), lengths, batch_first=True, enforce_sorted=False)
+        h, (h_n, h_1) = self.encoder(words)
+        h, _ = pad_packed_sequence(h, batch_first=True, total_length=source.shape[1])
+        return h if self.attention else torch.cat([h_n, h_1], dim=-1), torch.tanh(h_1 @ self.w_s)
+
+    def decode(self, source, n_steps, target=None):
+        """Logits (batch, n_steps, n_target) and alignments (batch, n_steps, n_source), or None without attention.
+
+        y_{t-1} is the target's word where there is a target, and the decoder's own best word where there is none.
+        """
+        h, s = self.encode(source)
+        y, logits, alignments = torch.full_like(source[:, 0], Vocabulary.START), [], []
+        for t in range(n_steps):
+            y = self.embed_target(y)
+            c, alpha = self.attention(s, h, source != Vocabulary.PAD) if self.attention else (h, None)
+            s = self.f(torch.cat([y, c], dim=-1), s)
+            logits.append(self.g(torch.cat([y, s, c], dim=-1)))
+            alignments.append(alpha)
+            y = logits[-1].argmax(-1) if target is None else target[:, t]
+        return torch.stack(logits, 1), torch.stack(alignments, 1) if self.attention else None
+
+    def forward(self, source, target):
+        """Logits (batch, n_target, n_target_words) for every word of target (batch, n_target), given the words before it."""
+        return self.decode(source, target.shape[1], target)[0]
+
+    @torch.no_grad()
+    def translate(self, source, n_steps):
+        """Greedy translation: ids (batch, n_steps), to be read up to the first END; and the alignments."""
+        logits, alignments = self.decode(source, n_steps)
+        return logits.argmax(-1), alignments
+
+
+SOFTMAX_ROWS = r"""
+__device__ float warp_max(float x) {
+  for (int o = 16; o > 0; o /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, o));
+  return x;
+}
+__device__ float warp_sum(float x) {
+  for (int o = 16; o > 0; o /= 2) x += __shfl_xor_sync(0xffffffff, x, o);
+  return x;
+}
+__global__ void softmax_rows(const float* s, float* p, int n_keys) {
+  const float* row = s + (size_t)blockIdx.x * n_keys;
+  float maximum = -INFINITY, total = 0.0f;
+  for (int j = threadIdx.x; j < n_keys; j += 32) maximum = fmaxf(maximum, row[j]);
+  maximum = warp_max(maximum);
+  for (int j = threadIdx.x; j < n_keys; j += 32) total += expf(row[j] - maximum);
+  total = warp_sum(total);
+  for (int j = threadIdx.x; j < n_keys; j += 32) p[(size_t)blockIdx.x * n_keys + j] = expf(row[j] - maximum) / total;
+}
+"""
+
+
+SCORES = r"""
+__global__ void scores(const float* q, const float* k, float* s, int n_queries, int n_keys, int d, float scale) {
+  int j = blockIdx.x * blockDim.x + threadIdx.x, i = blockIdx.y * blockDim.y + threadIdx.y;
+  if (i >= n_queries || j >= n_keys) return;
+  float sum = 0.0f;
+  for (int t = 0; t < d; ++t) sum += q[i * d + t] * k[j * d + t];
+  s[i * n_keys + j] = scale * sum;
+}
+"""
+BLEND = r"""
+__global__ void blend(const float* p, const float* v, float* out, int n_queries, int n_keys, int d) {
+  int t = blockIdx.x * blockDim.x + threadIdx.x, i = blockIdx.y * blockDim.y + threadIdx.y;
+  if (i >= n_queries || t >= d) return;
+  float sum = 0.0f;
+  for (int j = 0; j < n_keys; ++j) sum += p[i * n_keys + j] * v[j * d + t];
+  out[i * d + t] = sum;
+}
+"""
+
+
+LOAD_TILE = r"""
+#define TILE 16
+__device__ void load_tile(float* tile, int stride, const float* rows, int first, int n_rows, int d) {
+  int thread = threadIdx.y * TILE + threadIdx.x;
+  for (int e = thread; e < TILE * d; e += TILE * TILE) {
+    int r = e / d, c = e % d;
+    tile[r * stride + c] = first + r < n_rows ? rows[(size_t)(first + r) * d + c] : 0.0f;
+  }
+}
+"""
+
+
+SCORES_TILED = r"""
+__global__ void scores_tiled(const float* q, const float* k, float* s, int n_queries, int n_keys, int d, float scale) {
+  extern __shared__ float k_tile[];                             // TILE keys
+  int i = blockIdx.x * TILE + threadIdx.y;                      // this thread's query
+  for (int first = 0; first < n_keys; first += TILE) {
+    /* place 0 */
+    load_tile(k_tile, d, k, first, n_keys, d);
+    /* place 1 */
+    int j = first + threadIdx.x;                                // this thread's key
+    if (i < n_queries && j < n_keys) {
+      /* place 2 */
+      float sum = 0.0f;
+      for (int t = 0; t < d; ++t) sum += q[i * d + t] * k_tile[threadIdx.x * d + t];
+      s[i * n_keys + j] = scale * sum;
+    }
+    /* place 3 */
+  }
+  /* place 4 */
+}
+"""
+
+
+def barrier_places():
+    """The places of SCORES_TILED that need a __syncthreads(), as a set of integers from 0 to 4."""
+    return {1, 3}
+
+
+ATTENTION_TILED = r"""
+#define PAD 1                                           // one unused float a row, against bank conflicts
+__global__ void attention_tiled(const float* q, const float* k, const float* v, const unsigned char* mask, float* out,
+                                int n_queries, int n_keys, int d, int d_v, int use_mask, int causal, float scale) {
+  extern __shared__ float shared[];
+  float* q_tile = shared;                               // TILE queries
+  float* k_tile = q_tile + TILE * (d + PAD);            // TILE keys
+  float* v_tile = k_tile + TILE * (d + PAD);            // TILE values
+  float* o_tile = v_tile + TILE * (d_v + PAD);          // TILE rows of output, not yet divided
+  float* p_tile = o_tile + TILE * (d_v + PAD);          // TILE x TILE weights, not yet divided: all that is ever stored
+  int x = threadIdx.x, y = threadIdx.y;                 // key and query inside the tile
+  size_t head = blockIdx.x;
+  int first_query = blockIdx.y * TILE, i = first_query + y;
+  q += head * n_queries * d;
+  k += head * n_keys * d;
+  v += head * n_keys * d_v;
+
+  // load the queries
+  load_tile(q_tile, d + PAD, q, first_query, n_queries, d);
+  for (int c = x; c < d_v; c += TILE) o_tile[y * (d_v + PAD) + c] = 0.0f;
+
+  float maximum = -INFINITY, total = 0.0f;
+  for (int pass = 0; pass < 2; ++pass) {
+    for (int first = 0; first < n_keys; first += TILE) {
+      // load
+      __syncthreads();                                  // the tiles of the last round have been used
+      load_tile(k_tile, d + PAD, k, first, n_keys, d);
+      if (pass == 1) load_tile(v_tile, d_v + PAD, v, first, n_keys, d_v);
+      __syncthreads();                                  // the new tiles have arrived
+
+      // score
+      int j = first + x;
+      bool allowed = i < n_queries && j < n_keys && (!causal || j <= i + n_keys - n_queries);
+      if (allowed && use_mask) allowed = mask[(head * n_queries + i) * n_keys + j];
+      float s = 0.0f;
+      for (int t = 0; t < d; ++t) s += q_tile[y * (d + PAD) + t] * k_tile[x * (d + PAD) + t];
+      s = allowed ? scale * s : -INFINITY;
+
+      // first pass: the maximum of the row
+      if (pass == 0) { maximum = fmaxf(maximum, s); continue; }
+
+      // second pass: weights and blend
+      float p = expf(s - maximum);
+      total += p;
+      p_tile[y * (TILE + PAD) + x] = p;
+      __syncwarp();                                     // a row of the tile belongs to one warp
+      for (int c = x; c < d_v; c += TILE)
+        for (int r = 0; r < TILE; ++r)
+          o_tile[y * (d_v + PAD) + c] += p_tile[y * (TILE + PAD) + r] * v_tile[r * (d_v + PAD) + c];
+    }
+    // the sixteen threads of a row combine what they found
+    for (int o = TILE / 2; o > 0; o /= 2) {
+      maximum = fmaxf(maximum, __shfl_xor_sync(0xffffffff, maximum, o));
+      total += __shfl_xor_sync(0xffffffff, total, o);
+    }
+    if (maximum == -INFINITY) maximum = 0.0f;           // nothing to attend: every weight is exp(-inf) = 0
+  }
+
+  // write
+  if (i < n_queries)
+    for (int c = x; c < d_v; c += TILE)
+      out[(head * n_queries + i) * d_v + c] = total > 0.0f ? o_tile[y * (d_v + PAD) + c] / total : 0.0f;
+}
+"""
+
+
+@functools.cache
+def attention_kernel():
+    """The tiled kernel, compiled on first use."""
+    return cuda.compile(LOAD_TILE + ATTENTION_TILED, name="attention_tiled")
+
+def attention_launch(q, k, v, mask, causal, scale):
+    """Grid, block, shared bytes, arguments and output of the tiled kernel, for tensors (..., seq, d)."""
+    lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    n_queries, n_keys, d, d_v = q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1]
+    q, k, v = (t.detach().float().expand(*lead, *t.shape[-2:]).contiguous() for t in (q, k, v))
+    allowed = torch.ones(1, dtype=torch.uint8, device=q.device) if mask is None else \
+        torch.as_tensor(mask, device=q.device).expand(*lead, n_queries, n_keys).to(torch.uint8).contiguous()
+    out = torch.zeros(*lead, n_queries, d_v, device=q.device)
+    scale = 1 / math.sqrt(d) if scale is None else scale
+    shared = 4 * 16 * (2 * (d + 1) + 2 * (d_v + 1) + 17)
+    arguments = (q, k, v, allowed, out, n_queries, n_keys, d, d_v, int(mask is not None), int(causal), scale)
+    return (max(1, math.prod(lead)), -(-n_queries // 16)), (16, 16), shared, arguments, out
+
+def attention_cuda(q, k, v, mask=None, causal=False, scale=None):
+    """Scaled dot-product attention by the tiled CUDA kernel; arguments, shapes and errors as attention_numpy.
+
+    NumPy arrays and CPU tensors run on the CPU, CUDA tensors on the GPU. Computed in single precision, returned in
+    the kind and type of q. Up to about 880 entries a head, where the tiles fill the shared memory of a block.
+    """
+    check_arguments(q, k, v, mask)
+    tensors = [torch.as_tensor(a) for a in (q, k, v)]
+    grid, block, shared, arguments, out = attention_launch(*tensors, mask, causal, scale)
+    if out.numel() and k.shape[-2]:
+        attention_kernel().fast[grid, block, shared](*arguments)
+    out = out.to(tensors[0].dtype)
+    return out if isinstance(q, torch.Tensor) else out.numpy()
+
+
+def local_weights(scores, centre, window):
+    """Local attention weights (local-p): a softmax over the window around a position, times a Gaussian.
+
+    scores (n_queries, n_keys); centre (n_queries,), real positions among the keys, 0 is the first; window is D >= 1.
+    Returns weights (n_queries, n_keys): 0 where a key is more than D from the centre, rows not normalised again.
+    Raises ValueError if window is below 1. Source: Luong et al. 2015, arXiv 1508.04025, section 3.2, equation 10.
+    """
+    if window < 1:
+        raise ValueError(f"window is {window}; expected an integer of at least 1")
+    distance = np.arange(scores.shape[-1]) - np.asarray(centre)[:, None]
+    gaussian = np.exp(-(distance**2) / (2 * (window / 2) ** 2))
+    return softmax(np.where(np.abs(distance) <= window, scores, -np.inf)) * gaussian
