@@ -282,10 +282,10 @@ def backward_one_gradient(q, k, v, d_out, mask=None, causal=False, scale=None):
     return backward_with_the_jacobian(q, k, v, d_out, mask, causal, scale)[0]
 
 
-# --- 1.7 -------------------------------------------------------------------------------------------------------------
+# --- 1.10 ------------------------------------------------------------------------------------------------------------
 
 
-@right("1.7")
+@right("1.10")
 def local_by_loops(scores, centre, window):
     weights = np.zeros_like(scores)
     for i, p in enumerate(centre):
@@ -297,28 +297,180 @@ def local_by_loops(scores, centre, window):
     return weights
 
 
-@wrong("1.7", "sum to 1 again")
+@wrong("1.10", "sum to 1 again")
 def local_renormalised(scores, centre, window):
     weights = local_by_loops(scores, centre, window)
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-@wrong("1.7", "sigma is half the window")
+@wrong("1.10", "sigma is half the window")
 def local_wide(scores, centre, window):
     distance = np.arange(scores.shape[1]) - centre[:, None]
     inside = np.where(np.abs(distance) <= window, scores, -np.inf)
     return plain_softmax(inside) * np.exp(-(distance**2) / (2 * window**2))
 
 
-@wrong("1.7", "mask the scores to the window first")
+@wrong("1.10", "mask the scores to the window first")
 def local_softmax_over_everything(scores, centre, window):
     distance = np.arange(scores.shape[1]) - centre[:, None]
     return plain_softmax(scores) * np.exp(-2 * (distance / window) ** 2) * (np.abs(distance) <= window)
 
 
-@wrong("1.7", "TypeError in line")
+@wrong("1.10", "TypeError in line")
 def local_whole_centres_only(scores, centre, window):
     weights = np.zeros_like(scores)
     for i, p in enumerate(centre):
         weights[i, p - window : p + window + 1] = 1
     return weights
+
+
+# --- 1.7 to 1.9, in CUDA ---------------------------------------------------------------------------------------------
+
+SOFTMAX_HEAD = r"""
+__device__ float warp_max(float x) {
+  for (int o = 16; o > 0; o /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, o));
+  return x;
+}
+__device__ float warp_sum(float x) {
+  for (int o = 16; o > 0; o /= 2) x += __shfl_xor_sync(0xffffffff, x, o);
+  return x;
+}
+__global__ void softmax_rows(const float* s, float* p, int n_keys) {
+  int lane = threadIdx.x;
+  s += blockIdx.x * n_keys;
+  p += blockIdx.x * n_keys;
+"""
+ONLINE = (
+    SOFTMAX_HEAD
+    + r"""
+  float maximum = -INFINITY, total = 0.0f;
+  for (int j = lane; j < n_keys; j += 32) {
+    float higher = fmaxf(maximum, s[j]);
+    total = total * expf(maximum - higher) + expf(s[j] - higher);
+    maximum = higher;
+  }
+  float top = warp_max(maximum);
+  total = warp_sum(maximum == -INFINITY ? 0.0f : total * expf(maximum - top));
+  for (int j = lane; j < n_keys; j += 32) p[j] = expf(s[j] - top) / total;
+}
+"""
+)
+ONE_KEY_A_LANE = (
+    SOFTMAX_HEAD
+    + r"""
+  float x = lane < n_keys ? s[lane] : -INFINITY;
+  float power = expf(x - warp_max(x)), total = warp_sum(power);
+  if (lane < n_keys) p[lane] = power / total;
+}
+"""
+)
+NOT_SHIFTED = (
+    SOFTMAX_HEAD
+    + r"""
+  float total = 0.0f;
+  for (int j = lane; j < n_keys; j += 32) total += expf(s[j]);
+  total = warp_sum(total);
+  for (int j = lane; j < n_keys; j += 32) p[j] = expf(s[j]) / total;
+}
+"""
+)
+NO_GUARD = (
+    SOFTMAX_HEAD
+    + r"""
+  float x = s[lane];
+  float power = expf(x - warp_max(x)), total = warp_sum(power);
+  p[lane] = power / total;
+}
+"""
+)
+CHUNK_A_LANE = (
+    SOFTMAX_HEAD
+    + r"""
+  int each = (n_keys + 31) / 32, first = lane * each, last = min(first + each, n_keys);
+  float maximum = -INFINITY, total = 0.0f;
+  for (int j = first; j < last; ++j) maximum = fmaxf(maximum, s[j]);
+  maximum = warp_max(maximum);
+  for (int j = first; j < last; ++j) total += expf(s[j] - maximum);
+  total = warp_sum(total);
+  for (int j = first; j < last; ++j) p[j] = expf(s[j] - maximum) / total;
+}
+"""
+)
+ALL_BY_EACH_LANE = (
+    SOFTMAX_HEAD
+    + r"""
+  float maximum = -INFINITY, total = 0.0f;
+  for (int j = 0; j < n_keys; ++j) maximum = fmaxf(maximum, s[j]);
+  for (int j = 0; j < n_keys; ++j) total += expf(s[j] - maximum);
+  for (int j = lane; j < n_keys; j += 32) p[j] = expf(s[j] - maximum) / total;
+}
+"""
+)
+TILE_HEAD = r"""
+#define TILE 16
+__device__ void load_tile(float* tile, int stride, const float* rows, int first, int n_rows, int d) {
+  int thread = threadIdx.y * TILE + threadIdx.x;
+"""
+TILE_BY_ROWS_OF_WARPS = (
+    TILE_HEAD
+    + r"""
+  int count = max(0, min(TILE, n_rows - first)) * d;
+  const float* from = rows + (size_t)first * d;
+  for (int e = thread; e < TILE * d; e += 256) tile[(e / d) * stride + e % d] = e < count ? from[e] : 0.0f;
+}
+"""
+)
+TILE_WITHOUT_STRIDE = TILE_BY_ROWS_OF_WARPS.replace("(e / d) * stride + e % d", "e")
+TILE_WITHOUT_END = TILE_BY_ROWS_OF_WARPS.replace("e < count ? from[e] : 0.0f", "from[e]")
+TILE_ONE_ELEMENT_A_THREAD = TILE_BY_ROWS_OF_WARPS.replace(
+    "for (int e = thread; e < TILE * d; e += 256)", "int e = thread; if (e < TILE * d)"
+)
+TILE_NOT_ZEROED = TILE_BY_ROWS_OF_WARPS.replace("e < TILE * d", "e < count")
+TILE_BY_COLUMNS = (
+    TILE_HEAD
+    + r"""
+  for (int e = thread; e < TILE * d; e += 256) {
+    int r = e % TILE, c = e / TILE;
+    tile[r * stride + c] = first + r < n_rows ? rows[(first + r) * d + c] : 0.0f;
+  }
+}
+"""
+)
+TILE_BY_EVERYBODY = (
+    TILE_HEAD
+    + r"""
+  for (int c = threadIdx.x; c < d; c += TILE)
+    for (int again = 0; again < 2; ++again)
+      tile[threadIdx.y * stride + c] = first + threadIdx.y < n_rows ? rows[(first + threadIdx.y) * d + c] : 0.0f;
+}
+"""
+)
+
+RIGHT["1.7"] = [ONLINE]
+WRONG["1.7"] = [
+    (ONE_KEY_A_LANE, "Let j go on in steps of 32"),
+    (NOT_SHIFTED, "Subtract the row's maximum"),
+    (NO_GUARD, "OUT OF BOUNDS"),
+    (CHUNK_A_LANE, "Lane l reads columns"),
+    (ALL_BY_EACH_LANE, "bytes were read, for"),
+    (SOFTMAX_HEAD + "  p[lane] = s[lane]\n}", "expected ';'"),
+]
+RIGHT["1.8"] = [TILE_BY_ROWS_OF_WARPS]
+WRONG["1.8"] = [
+    (TILE_WITHOUT_STRIDE, "row r, column c"),
+    (TILE_WITHOUT_END, "OUT OF BOUNDS"),
+    (TILE_ONE_ELEMENT_A_THREAD, "256 threads may have to copy more"),
+    (TILE_NOT_ZEROED, "nothing wrote"),
+    (TILE_BY_COLUMNS, "Number the elements row after row"),
+    (TILE_BY_EVERYBODY, "bytes were read, for"),
+]
+RIGHT["1.9"] = [lambda: {0, 1}]
+WRONG["1.9"] = [
+    (lambda: set(), "Who has to wait for load_tile"),
+    (lambda: {3}, "Who has to wait for load_tile"),
+    (lambda: {1}, "The loop comes round"),
+    (lambda: {1, 2, 3}, "A barrier inside an `if`"),
+    (lambda: {0, 1, 3}, "fewer barriers would do"),
+    (lambda: {1, 7}, "a set of numbers from 0 to 4"),
+    (lambda: [1, 3], "returned a list"),
+]

@@ -92,6 +92,7 @@ def lectures():
 
 
 def exercises(lecture):
-    """The exercises of lecture "NN", in the order in which they are declared."""
+    """The exercises of lecture "NN", in the order of their numbers."""
     module = importlib.import_module(f"{__name__}.lecture_{lecture}")
-    return [value for value in vars(module).values() if isinstance(value, Exercise)]
+    declared = [value for value in vars(module).values() if isinstance(value, Exercise)]
+    return sorted(declared, key=lambda exercise: [int(part) for part in exercise.number.split(".")])

@@ -2,7 +2,7 @@
 
 import textwrap
 
-from utils.checks.show import LARGEST_SHOWN, argument, text
+from utils.checks.show import LARGEST_SHOWN, aligned, argument, text
 
 VERDICT = {True: "yes", False: "NO ", None: "not tried"}
 DETAIL_LINES = 12
@@ -41,8 +41,4 @@ def _example(exercise, call):
         for name, part in zip(names, parts):
             if part.size <= LARGEST_SHOWN:
                 shown[f"{what} {name}".rstrip()] = text(part)
-    width = max(map(len, shown))
-    indent = " " * (width + 7)
-    return ["  for example:"] + [
-        f"    {name:<{width}} = {textwrap.indent(value, indent).lstrip()}" for name, value in shown.items()
-    ]
+    return ["  for example:", *textwrap.indent(aligned(shown), "    ").split("\n")] if shown else []

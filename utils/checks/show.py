@@ -1,5 +1,7 @@
 """Arrays in a report: small, rounded, readable."""
 
+import textwrap
+
 import numpy as np
 
 LARGEST_SHOWN = 40  # elements
@@ -32,6 +34,19 @@ def what(value):
         return "a NumPy array" if value.array is not None else "an array of things that are not numbers"
     article = "an" if value.type_name[0].lower() in "aeiou" else "a"
     return f"{article} {value.type_name}"
+
+
+def returned(reply):
+    """What a worker's Reply brought, in words."""
+    return f"a tuple of {len(reply.values)}" if reply.is_tuple else what(reply.values[0])
+
+
+def aligned(shown):
+    """Lines `name = value` for a dictionary of names and texts."""
+    width = max(map(len, shown), default=0)
+    return "\n".join(
+        f"{name:<{width}} = {textwrap.indent(value, ' ' * (width + 3)).lstrip()}" for name, value in shown.items()
+    )
 
 
 def where(got, expected):

@@ -13,7 +13,7 @@ from utils.checks import Failed, process
 from utils.checks.compare import TOLERANCE, difference
 from utils.checks.faults import failed, in_short
 from utils.checks.process import Stopped, worker
-from utils.checks.show import what, where
+from utils.checks.show import returned, what, where
 
 UNCHANGED = "leaves its arguments as they were"
 CUDA_STUB = "// your code here"
@@ -115,6 +115,17 @@ class Trial:
 
         Raises Failed where it is not, NotAttempted where the answer is the stub, and Stopped.
         """
+        reply = self.run(*args, **kwargs)
+        expected = _parts(self._exercise.oracle(*args, **kwargs))
+        self.calls[-1] = self.calls[-1]._replace(expected=expected)
+        self._compare(reply, expected, self.calls[-1].arguments)
+        return self.calls[-1].got if self._exercise.returns else self.calls[-1].got[0]
+
+    def run(self, *args, **kwargs):
+        """The worker's Reply to these arguments, compared with nothing: for a property that judges it in its own way.
+
+        Raises Failed where the answer raises, NotAttempted where it is the stub, and Stopped.
+        """
         exercise = self._exercise
         request = process.request(self._packed, args, kwargs, exercise.module, exercise.name)
         arguments = dict(inspect.signature(exercise.oracle).bind(*args, **kwargs).arguments)
@@ -133,23 +144,20 @@ class Trial:
             names = [key if isinstance(key, str) else list(arguments)[key] for key in reply.changed]
             self.changed = f"it changes {' and '.join(f'`{name}`' for name in names)} in place"
 
-        expected = _parts(exercise.oracle(*args, **kwargs))
         self.returned = self.returned or not reply.error
         comparable = not reply.error and all(value.array is not None for value in reply.values)
         got = [value.array for value in reply.values] if comparable else None
-        self.calls.append(Call(arguments, args, kwargs, expected, got))
+        self.calls.append(Call(arguments, args, kwargs, [], got))
         if reply.error:
             raise failed(reply.error)
-        self._compare(reply, expected, arguments)
-        return got if exercise.returns else got[0]
+        return reply
 
     def _compare(self, reply, expected, arguments):
         names, dtype = self._exercise.returns, _dtype(arguments)
         array_type = "Tensor" if any(hasattr(a, "detach") for a in arguments.values()) else "ndarray"
         if reply.is_tuple != bool(names) or len(reply.values) != len(expected):
             wanted = f"the tuple ({', '.join(names)})" if names else "one array"
-            returned = f"a tuple of {len(reply.values)}" if reply.is_tuple else what(reply.values[0])
-            raise Failed(f"returned {returned}, expected {wanted}")
+            raise Failed(f"returned {returned(reply)}, expected {wanted}")
         for name, value, want in zip(names or [""], reply.values, expected):
             label = f"{name}: " if name else ""
             if value.array is None or (value.type_name != array_type and want.ndim):

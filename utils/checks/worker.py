@@ -33,7 +33,7 @@ class Request(NamedTuple):
 
 
 class Value(NamedTuple):
-    """One returned object. `array` is None for what is neither a plain array nor a tensor of numbers."""
+    """One returned object. `array` is None for what is neither an array, a tensor nor a set of numbers."""
 
     type_name: str
     array: np.ndarray | None
@@ -162,6 +162,8 @@ class Guard(importlib.abc.MetaPathFinder):
 
 def _value(result):
     name = type(result).__name__
+    if type(result) is set:
+        result = np.array(sorted(result))
     torch = sys.modules.get("torch")
     if torch and isinstance(result, torch.Tensor):
         result = result.detach().cpu()
