@@ -18,10 +18,11 @@ import time
 from pathlib import Path
 
 import nbformat
+import psutil
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from utils import lecture_source, notebook_outputs
+from utils import lecture_source, notebook_outputs, notebook_usage
 
 ROOT = Path(__file__).resolve().parent.parent
 CELL_LIMIT = 180  # seconds; the budget is 60 on a free machine
@@ -72,7 +73,8 @@ def main(argv=None, root=ROOT):
         except lecture_source.SourceError as error:
             failed = True
             print(f"FAILED  {error}", flush=True)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    room = psutil.virtual_memory().available // (notebook_usage.MEGABYTES * 10**6)
+    with concurrent.futures.ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, room))) as pool:
         running = {pool.submit(bring_up_to_date, job, root, arguments.force): job for job in jobs}
         try:
             for done in concurrent.futures.as_completed(running):
@@ -201,7 +203,7 @@ def inputs_hash(lecture, root):
              root / "utils" / "checks" / f"lecture_{lecture.name[:2]}.py"}
     files |= {path for folder in ("attention", "utils") for path in (root / folder).rglob("*.*")
               if path.suffix in {".h", ".cpp", ".cu", ".js"}}
-    files |= {path for path in (root / "data").rglob("*") if path.is_file()}
+    files |= {path for path in (root / "data").rglob("*.*") if path.suffix != ".pyc" and not path.name.startswith(".")}
     pending = [path for path in files if path.suffix == ".py" and path.exists()]
     while pending:
         path = pending.pop()

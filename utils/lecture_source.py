@@ -41,7 +41,7 @@ class Cell:
     source: str
     line: int  # of the first line of `source` in the file
     tags: tuple[str, ...] = ()
-    slideshow: dict | None = None
+    metadata: dict = dataclasses.field(default_factory=dict)  # what else a notebook keeps of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,9 @@ def _cell(path, raw, line):
     tags = tuple(raw.metadata.get("tags", ()))
     for tag in sorted(set(tags) - TAGS):
         raise SourceError(path, line, f"unknown tag {tag!r}; known are {', '.join(sorted(TAGS))}")
-    return Cell(raw.cell_type, raw.source, line, tags, raw.metadata.get("slideshow"))
+    # `lines_to_next_cell` is jupytext's: with it, a notebook edited in Jupyter syncs back to the same blank lines.
+    kept = {key: raw.metadata[key] for key in ("slideshow", "lines_to_next_cell") if key in raw.metadata}
+    return Cell(raw.cell_type, raw.source, line, tags, kept)
 
 
 # ---- Exercises and their markers ----------------------------------------------------------------------------------
@@ -182,7 +184,8 @@ def _stub(cell, regions):
     for begin, end in reversed(regions):
         marker = MARKER.match(lines[begin])
         lines[begin:end + 1] = [marker["indent"] + STUB[marker["kind"]]]
-    return dataclasses.replace(cell, source="\n".join(lines))
+    metadata = {key: value for key, value in cell.metadata.items() if key != "lines_to_next_cell"}
+    return dataclasses.replace(cell, source="\n".join(lines), metadata=metadata)
 
 
 def leaks(lecture, notebook):
@@ -224,10 +227,7 @@ def notebook(cells, metadata):
         cell_id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
         new = nbformat.v4.new_markdown_cell if cell.kind == "markdown" else nbformat.v4.new_code_cell
         built.append(new(cell.source, id=cell_id))
-        if cell.tags:
-            built[-1].metadata["tags"] = list(cell.tags)
-        if cell.slideshow:
-            built[-1].metadata["slideshow"] = cell.slideshow
+        built[-1].metadata.update(cell.metadata | ({"tags": list(cell.tags)} if cell.tags else {}))
     return nbformat.v4.new_notebook(cells=built, metadata=metadata)
 
 

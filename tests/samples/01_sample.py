@@ -42,7 +42,6 @@ def check(number, answer):
     print(f"{number} {name}: {'not attempted yet' if open_ else '1 of 1 properties holds'}")
     return getattr(sample, name) if open_ else answer
 
-
 # %% [markdown]
 # ### Exercise 1.1: a mean  (difficulty 1 of 5, 2 minutes)
 #
