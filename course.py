@@ -15,7 +15,7 @@ import os
 import socket
 
 from utils import workbook
-from utils.environment import ROOT, Stop, environment_home, is_working, prepare, python_in, run
+from utils.environment import ROOT, Stop, ask, environment_home, is_working, prepare, python_in, run
 
 MOST_WORKERS = 8  # a notebook may take 2 GB
 
@@ -82,7 +82,7 @@ def update_workbook(python):
     written, messages = workbook.update(ROOT / "lectures", ROOT / "workbook")
     for message in messages:
         print(message)
-    if written and run([python, "-m", "nbformat.sign", "--log-level=ERROR", *written]) != 0:
+    if written and ask([python, "-m", "nbformat.sign", *written])[0] != 0:
         print("The copies could not be marked as trusted: their interactive views appear once a cell has been run.")
 
 
