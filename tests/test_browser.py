@@ -160,10 +160,11 @@ def run_all(page):
 
 
 def take_screenshots(page, stem):
-    """Save the notebook, one screen after the other, as build/screenshots/STEM-01.png and so on."""
+    """Save the window as build/screenshots/STEM-00.png and the notebook, screen after screen, as STEM-01.png, ..."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     for old in SCREENSHOTS.glob(f"{stem}-*.png"):
         old.unlink()
+    page.screenshot(path=SCREENSHOTS / f"{stem}-00.png")
     panel = page.locator(".jp-NotebookPanel-notebook .jp-WindowedPanel-outer")
     height, step = panel.evaluate("panel => [panel.scrollHeight, panel.clientHeight]")
     for number, top in enumerate(range(0, height, step), start=1):
