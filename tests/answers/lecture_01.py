@@ -457,10 +457,10 @@ WRONG["1.7"] = [
 ]
 RIGHT["1.8"] = [TILE_BY_ROWS_OF_WARPS]
 WRONG["1.8"] = [
-    (TILE_WITHOUT_STRIDE, "row r, column c"),
+    (TILE_WITHOUT_STRIDE, "tile[r * stride + c]     NO   row 1"),
     (TILE_WITHOUT_END, "OUT OF BOUNDS"),
     (TILE_ONE_ELEMENT_A_THREAD, "256 threads may have to copy more"),
-    (TILE_NOT_ZEROED, "nothing wrote"),
+    (TILE_NOT_ZEROED, "got [99."),
     (TILE_BY_COLUMNS, "Number the elements row after row"),
     (TILE_BY_EVERYBODY, "bytes were read, for"),
 ]

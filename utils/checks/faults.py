@@ -9,6 +9,10 @@ from pathlib import Path
 from utils.checks import Failed
 
 
+class Fault(Failed):
+    """A fault of a kernel, in the words of the CUDA runner: no hint could say it better."""
+
+
 def failed(error):
     """An exception in the answer, with the learner's own line: in a notebook, its number within the cell."""
     message = re.sub(r"0x[0-9a-fA-F]+", "0x...", error.message.strip().split("\n")[0])
@@ -18,15 +22,22 @@ def failed(error):
     for file, line in reversed(error.frames):
         source = linecache.getline(file, line).strip()
         if source and not _installed(file):
-            return Failed(f"{error.type_name} in line {line}", f"line {line}: {source}\n{in_short(said)[1] or said}")
-    return Failed(*in_short(said))
+            return Failed(f"{error.type_name} in line {line}", f"line {line}: {source}\n{in_full(said)}")
+    return Failed(_in_short(said), "" if _in_short(said) == said else in_full(said))
 
 
-def in_short(message):
-    """A message as one short line, and in full where that was not all of it."""
-    short = textwrap.shorten(message.split("\n")[0], 80, placeholder=" ...")
-    full = "\n".join(line if len(line) <= 110 else textwrap.fill(line, 110) for line in message.split("\n"))
-    return short, "" if short == message else full
+def fault(error):
+    """An exception of the CUDA runner: the kernel does not compile, or does something wrong."""
+    return Fault(_in_short(str(error)), "" if _in_short(str(error)) == str(error) else in_full(str(error)))
+
+
+def in_full(message):
+    """A message with its long lines wrapped."""
+    return "\n".join(line if len(line) <= 110 else textwrap.fill(line, 110) for line in message.split("\n"))
+
+
+def _in_short(message):
+    return textwrap.shorten(message.split("\n")[0], 80, placeholder=" ...")
 
 
 def _installed(file):

@@ -7,6 +7,7 @@ import numpy as np
 from utils import cuda
 from utils.checks import Exercise, Failed, exercise
 from utils.checks.compare import close
+from utils.checks.faults import in_full
 from utils.checks.show import LARGEST_SHOWN, aligned, argument, returned, text, where
 
 MODULE = "fundamentals"
@@ -14,7 +15,7 @@ TILE = 16
 
 
 def launch(kernel, grid, block, shared, *arguments):
-    """Run a kernel and return its report; raises Failed with the first problem that it has."""
+    """Run a kernel and return its report; raises KernelError if it does something wrong."""
     report = kernel.check[grid, block, shared](*arguments)
     if not report.ok:
         raise cuda.KernelError(report.complaint(), report)
@@ -25,7 +26,7 @@ def must_be(got, expected, **inputs):
     """Raise Failed, with the inputs where they are small, unless a kernel's result is the expected one."""
     if not close(got, expected):
         shown = {name: argument(value) for name, value in inputs.items()}
-        if got.size <= LARGEST_SHOWN:
+        if len(got) < TILE and got.size <= LARGEST_SHOWN:
             shown |= {"expected": text(expected), "got": text(got)}
         raise Failed(where(got, expected), aligned(shown))
 
@@ -87,9 +88,12 @@ def _(source, rng):
 
 load_tile = Exercise("1.8", "LOAD_TILE", MODULE)
 
+# Where nothing is loaded stands 99.
 SHOW_TILE = r"""
 __global__ void show_tile(const float* rows, float* out, int stride, int first, int n_rows, int d) {
   extern __shared__ float tile[];
+  for (int e = threadIdx.y * TILE + threadIdx.x; e < TILE * stride; e += TILE * TILE) tile[e] = 99.0f;
+  __syncthreads();
   load_tile(tile, stride, rows, first, n_rows, d);
   __syncthreads();
   for (int c = threadIdx.x; c < d; c += TILE) out[threadIdx.y * d + c] = tile[threadIdx.y * stride + c];
@@ -103,11 +107,11 @@ def run_tile(source, rows, first, stride):
     expected[: max(0, n_rows - first)] = rows[first : first + TILE]
     kernel = cuda.compile(source + SHOW_TILE, name="show_tile")
     report = launch(kernel, 1, (TILE, TILE), 4 * TILE * stride, rows, out, stride, first, n_rows, d)
-    must_be(out, expected, rows=rows, first=first, n_rows=n_rows, stride=stride)
+    must_be(out, expected, first=first, n_rows=n_rows, d=d, stride=stride)
     return report
 
 
-@load_tile.property("row r, column c lands at tile[r * stride + c]")
+@load_tile.property("row r, column c lands at tile[r * stride + c]", hint="99 stood in the tile before.")
 def _(source, rng):
     run_tile(source, draw(rng, TILE, 2), first=0, stride=2)
     run_tile(source, draw(rng, TILE, 2), first=0, stride=3)
@@ -119,7 +123,7 @@ def _(source, rng):
         run_tile(source, draw(rng, 2 * TILE, d), first=TILE, stride=d + 1)
 
 
-@load_tile.property("rows from n_rows on become 0 and are not read")
+@load_tile.property("rows from n_rows on become 0 and are not read", hint="99 stood in the tile before.")
 def _(source, rng):
     run_tile(source, draw(rng, 5, 4), first=0, stride=4)
     run_tile(source, draw(rng, TILE + 3, 4), first=TILE, stride=5)
@@ -143,7 +147,7 @@ def _(source, rng):
 
 @exercise("1.9", MODULE)
 def barrier_places():
-    return {1, 3}
+    return {1, 3}  # {0, 1} is right too: the properties judge what the kernel does
 
 
 def run_barriers(ask, rng, n_queries, n_keys):
@@ -163,7 +167,7 @@ def run_barriers(ask, rng, n_queries, n_keys):
         kernel[-(-n_queries // TILE), (TILE, TILE), 4 * TILE * 2](q, k, scores, n_queries, n_keys, 2, 1.0)
     except cuda.KernelError as problem:
         kind = problem.report.problems[0].kind if problem.report and problem.report.problems else "endless wait"
-        raise Failed(f"{n_queries} queries, {n_keys} keys: {kind}", str(problem)) from None
+        raise Failed(f"{n_queries} queries, {n_keys} keys: {kind}", in_full(str(problem))) from None
     must_be(scores, q @ k.T)
     return places
 

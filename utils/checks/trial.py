@@ -11,7 +11,7 @@ import numpy as np
 
 from utils.checks import Failed, process
 from utils.checks.compare import TOLERANCE, difference
-from utils.checks.faults import failed, in_short
+from utils.checks.faults import Fault, failed, fault
 from utils.checks.process import Stopped, worker
 from utils.checks.show import returned, what, where
 
@@ -72,7 +72,8 @@ def try_answer(exercise, answer, own=None):
     for prop in exercise.properties:
         failure = None if stopped else _failure(prop, ask)
         if failure and result.passed:
-            result.details, result.hint = failure.details, trial.hint(prop) if trial else prop.hint
+            result.details = failure.details
+            result.hint = trial.hint(prop) if trial else "" if isinstance(failure, Fault) else prop.hint
             result.example = trial.calls[-1] if trial else None
         result.rows.append(Row(prop.name, None if stopped else failure is None, str(failure or "")))
         stopped = stopped or isinstance(failure, Stopped)
@@ -94,7 +95,7 @@ def _failure(prop, ask):
     except Exception as error:
         if isinstance(ask, Trial):  # the stub; or the oracle or the property is wrong, not the answer
             raise
-        return Failed(*in_short(str(error)))  # a kernel that does not compile, or does something wrong
+        return fault(error)
     return None
 
 
