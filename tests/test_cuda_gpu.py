@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import cuda_cases
 from tests.kernels.both import CASES, MISTAKES
 from utils import cuda
 
@@ -128,6 +129,32 @@ def test_the_gpu_computes_what_the_cpu_computes(name):
     compiled[case.grid, case.block, case.shared](*on_cpu)
     compiled[case.grid, case.block, case.shared](*on_gpu)
     assert_close(case, on_gpu[-1].cpu().numpy(), on_cpu[-1])
+
+
+class OnGpu:
+    """Takes a launch of NumPy arrays to the GPU and brings the arrays back."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, configuration):
+        def launch(*arguments):
+            moved = [torch.from_numpy(a).cuda() if isinstance(a, np.ndarray) else a for a in arguments]
+            self.kernel[configuration](*moved)
+            for a, tensor in zip(arguments, moved):
+                if isinstance(a, np.ndarray):
+                    a[...] = tensor.cpu().numpy()
+
+        return launch
+
+
+@needs_gpu
+@pytest.mark.filterwarnings("ignore:.*bytes of shared memory")
+@pytest.mark.parametrize("name", cuda_cases.CASES)
+def test_the_gpu_computes_what_numpy_computes(name):
+    case = cuda_cases.CASES[name]
+    _, result, expected = case.launch(OnGpu(cuda.compile(case.source, case.name, case.template)))
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
 
 
 @needs_gpu

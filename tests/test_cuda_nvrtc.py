@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import find_kernels
+from tests import cuda_cases, find_kernels
 from utils.cuda.compile import plain_build
 from utils.cuda.source import CompileError
 
@@ -21,7 +21,10 @@ from utils.cuda import gpu
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = ("sm_80", "sm_90", "sm_120")
 FILES = find_kernels.course_files(ROOT)
-KERNELS = find_kernels.in_files(FILES)
+KERNELS = find_kernels.in_files(FILES) + [
+    find_kernels.Found("samples", case.source, case.name, tuple(map(str, case.template)))
+    for case in cuda_cases.CASES.values()
+]
 
 
 def architectures(kernel):
@@ -131,6 +134,11 @@ def test_the_cpu_and_the_gpu_read_the_same_signature():
     source = """struct Shape { int n; double scale; };
 __global__ void k(const float* a, float4* b, Shape c, size_t d, const Shape* e, void* f, bool g, const unsigned h) {}"""
     assert gpu.compile_for(source, "k").signature == plain_build(source, "k").signature
+
+
+def test_a_learners_macros_do_not_reach_our_code():
+    source = "#define T 16\n#define A 1\n#define code 3\n__global__ void k(float* x) { x[T] = A + code; }"
+    assert gpu.compile_for(source, "k").signature == (("p", "f", 4),)
 
 
 def test_an_older_nvrtc_is_told_where_the_headers_are(monkeypatch):

@@ -1,4 +1,4 @@
-"""Kernels that must give the same on a CPU and on a GPU: one for each part of CUDA that the course uses.
+"""Kernels that must give the same everywhere, for parts of CUDA that the samples (utils/cuda/samples.py) leave out.
 
 CASES: name -> Case. `arrays(rng)` makes the arguments, arrays and numbers in the kernel's order; `expected(*arguments)`
 computes with NumPy what the last array must hold.
@@ -8,24 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-
-MATMUL = r"""
-#define T 16
-__global__ void matmul(const float* a, const float* b, int n, int m, int k, float* c) {
-  __shared__ float a_tile[T][T], b_tile[T][T + 1];
-  int x = threadIdx.x, y = threadIdx.y, row = blockIdx.y * T + y, column = blockIdx.x * T + x;
-  float sum = 0.f;
-  for (int first = 0; first < k; first += T) {
-    a_tile[y][x] = row < n && first + x < k ? a[row * k + first + x] : 0.f;
-    b_tile[y][x] = first + y < k && column < m ? b[(first + y) * m + column] : 0.f;
-    __syncthreads();
-    #pragma unroll
-    for (int i = 0; i < T; ++i) sum += a_tile[y][i] * b_tile[i][x];
-    __syncthreads();
-  }
-  if (row < n && column < m) c[row * m + column] = sum;
-}
-"""
 
 FLASH = r"""
 // one warp for each query row; keys and values pass through dynamic shared memory in tiles of BK rows
@@ -61,18 +43,6 @@ __global__ void flash(const float* q, const float* k, const float* v, int n, flo
 }
 """
 
-HISTOGRAM = r"""
-__global__ void histogram(const int* x, int n, int* counts) {
-  __shared__ int mine[32];
-  if (threadIdx.x < 32) mine[threadIdx.x] = 0;
-  __syncthreads();
-  int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < n) atomicAdd(&mine[x[i]], 1);
-  __syncthreads();
-  if (threadIdx.x < 32) atomicAdd(&counts[threadIdx.x], mine[threadIdx.x]);
-}
-"""
-
 COPY_ASYNC = r"""
 #include <cuda_pipeline_primitives.h>
 __global__ void running_sums(const float4* x, int tiles, float* y) {      // two buffers: one fills while one is used
@@ -91,24 +61,6 @@ __global__ void running_sums(const float4* x, int tiles, float* y) {      // two
     y[tile * 64 + t] = sum;
     __syncthreads();
   }
-}
-"""
-
-TENSOR_CORES = r"""
-#include <cuda_fp16.h>
-#include <mma.h>
-using namespace nvcuda;
-__global__ void matmul16(const half* a, const half* b, int k, float* c) {
-  wmma::fragment<wmma::matrix_a, 16, 16, 16, half, wmma::row_major> left;
-  wmma::fragment<wmma::matrix_b, 16, 16, 16, half, wmma::col_major> right;
-  wmma::fragment<wmma::accumulator, 16, 16, 16, float> sum;
-  wmma::fill_fragment(sum, 0.0f);
-  for (int i = 0; i < k; i += 16) {
-    wmma::load_matrix_sync(left, a + i, k);
-    wmma::load_matrix_sync(right, b + i, k);
-    wmma::mma_sync(sum, left, right, sum);
-  }
-  wmma::store_matrix_sync(c, sum, 16, wmma::mem_row_major);
 }
 """
 
@@ -178,23 +130,12 @@ def positions(x, _n, out):
 LINE = np.array((0.5, 2.0, 4), dtype=[("slope", "f4"), ("offset", "f4"), ("every", "i4")])[()]
 
 CASES = {
-    "tiled matmul, ragged": Case(
-        MATMUL,
-        lambda r: (normal(r, 37, 45), normal(r, 45, 50), 37, 50, 45, np.zeros((37, 50), np.float32)),
-        lambda a, b, *_: a @ b, (4, 3), (16, 16)),
     "flash attention, 66 KB of shared memory": Case(
         FLASH,
         lambda r: (normal(r, 100, 64), normal(r, 100, 64), normal(r, 100, 64), 100, 0.125, np.zeros((100, 64), np.float32)),
         attention, 13, (32, 8), template=(64, 128), shared=4 * 128 * (65 + 64)),
-    "histogram with atomics": Case(
-        HISTOGRAM, lambda r: (r.integers(0, 32, 1000).astype(np.int32), 1000, np.zeros(32, np.int32)),
-        lambda x, *_: np.bincount(x, minlength=32), 8, 128, tolerance=0),
     "cp.async, two buffers": Case(
         COPY_ASYNC, lambda r: (normal(r, 5 * 256), 5, np.zeros((5, 64), np.float32)), running_sums, 1, 64),
-    "tensor cores": Case(
-        TENSOR_CORES, lambda r: (normal(r, 16, 48).astype(np.float16), normal(r, 16, 48).astype(np.float16), 48,
-                                 np.zeros((16, 16), np.float32)),
-        lambda a, b, *_: a.astype(np.float32) @ b.astype(np.float32).T, 1, 32),
     "half2 arithmetic": Case(
         HALF, lambda r: (normal(r, 256).astype(np.float16), 0.5, 256, normal(r, 256).astype(np.float16)),
         lambda x, a, _, y: a * x.astype(np.float32) + y, 1, 128, tolerance=1e-2),
