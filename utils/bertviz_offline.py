@@ -31,12 +31,13 @@ def bertviz_html(view, attention, tokens):
     tokens = as_labels(tokens, attention.shape[2], "tokens")
     if tokens is None:
         raise ValueError("tokens must be a list of labels, got None")
+    mode = {"display_mode": "light"} if view == "model_view" else {}
     layers = [torch.from_numpy(layer.round(3))[None] for layer in attention]
-    name, html = _without_loader(getattr(bertviz, view)(layers, tokens, html_action="return").data)
+    name, html = _without_loader(getattr(bertviz, view)(layers, tokens, html_action="return", **mode).data)
     if carrier is None:
         carrier = name
     # bertviz writes black text: a white card keeps it readable on dark pages.
-    return (_libraries() if name == carrier else "") + f'<div style="background:#fff;color:#000;padding:8px">{html}</div>'
+    return (_libraries() if name == carrier else "") + f'<div style="background:#fff;color:#000;padding:8px;overflow-x:auto">{html}</div>'
 
 
 def _without_loader(html):

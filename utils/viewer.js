@@ -70,7 +70,6 @@
       else if (event.key === "Escape") { pinned = null; choose(null); }
       else return;
       event.preventDefault();
-      event.stopPropagation();
     }
 
     function pin(place) {
@@ -115,6 +114,7 @@
 
     tokens[0].words = spec.queries;
     tokens[1].words = spec.keys;
+    box.addEventListener("keydown", event => event.stopPropagation());      // or JupyterLab takes the arrow keys
     layer.addEventListener("change", draw);
     head.addEventListener("change", draw);
     draw();

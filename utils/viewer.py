@@ -26,7 +26,7 @@ STYLE = """
 [data-head-viewer] text{fill:currentColor;font:14px system-ui,sans-serif}
 [data-head-viewer] text.dim{opacity:.65;font-style:italic}
 [data-head-viewer] line{stroke:#3a9bdc}
-[data-head-viewer] rect{fill:#e69f00;fill-opacity:0}
+[data-head-viewer] rect{fill:#e69f00}
 [data-head-viewer] .token{cursor:pointer;outline:none}
 [data-head-viewer] .token:focus-visible rect{stroke:currentColor;stroke-width:2}
 """
@@ -49,8 +49,7 @@ def head_viewer_html(weights, queries, keys=None):
     spec = {"shape": weights.shape, "queries": queries_shown, "keys": keys_shown, "weights": _packed(weights),
             "longest": max(8, *map(len, queries_shown + keys_shown))}
     spec["id"] = hashlib.sha256(json.dumps(spec).encode()).hexdigest()[:12]
-    # Lumino's attribute keeps JupyterLab from taking the arrow keys for itself.
-    return (f'<div data-head-viewer="{spec["id"]}" data-lm-suppress-shortcuts="true">'
+    return (f'<div data-head-viewer="{spec["id"]}">'
             f"Run this cell, or trust the notebook, for the interactive view; the picture below shows the same weights.</div>"
             f"<style>{STYLE}</style><script>{SCRIPT}({script_json(spec)})</script>")
 
