@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from utils import plotting
+from utils import cuda, plotting
 from utils.cuda import figures
 
 LANE = np.arange(32)
@@ -57,6 +57,23 @@ def test_sectors_are_counted_as_the_memory_fetches_them(offsets, size, sectors):
 )
 def test_wavefronts_count_different_words_in_one_bank(offsets, size, passes):
     assert figures.wavefronts_of(offsets, size) == passes
+
+
+STRIDED = """__global__ void strided(const float* x, float* y, int stride, int start) {
+  __shared__ float tile[1056];
+  for (int i = threadIdx.x; i < 1056; i += 32) tile[i] = 0.f;
+  __syncwarp();
+  y[threadIdx.x] = tile[threadIdx.x * stride] + x[threadIdx.x * stride + start];
+}"""
+
+
+@pytest.mark.parametrize(("stride", "start"), [(1, 0), (1, 3), (2, 0), (7, 1), (32, 0), (33, 0)])
+def test_the_pictures_count_as_the_report_does(stride, start):
+    x, y = np.zeros(2048, np.float32), np.zeros(32, np.float32)
+    report = cuda.compile(STRIDED).check[1, 32](x, y, stride, start)
+    (load,) = [row for row in report.rows if row.array == "x"]
+    assert load.sectors == len(figures.sectors_of(4 * (LANE * stride + start)))
+    assert report.bank_conflicts == figures.wavefronts_of(4 * LANE * stride) - 1
 
 
 def test_titles_state_what_the_accesses_do():
