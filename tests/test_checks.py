@@ -153,9 +153,7 @@ def leaves(*args, **kwargs):
 
 
 def crashes(*args, **kwargs):
-    import ctypes
-
-    ctypes.string_at(0)
+    os.abort()
 
 
 def never_ends(*args, **kwargs):
@@ -445,6 +443,23 @@ def test_a_small_exercise_loads_nothing_large():
         raise ValueError(f"loaded: {sum(name.startswith('tor') for name in sys.modules)}")
 
     assert "ValueError: loaded: 0" in report(by_number["1.1"], loaded)[1]
+
+
+def test_a_process_that_was_ended_from_outside_is_replaced():
+    process.worker._process.kill()
+    process.worker._process.wait()
+    assert try_answer(by_number["1.1"], right_softmax).passed
+
+
+def test_a_process_that_does_not_start_gets_a_sentence(monkeypatch, tmp_path):
+    with monkeypatch.context() as patched:
+        patched.chdir(tmp_path)
+        patched.delenv("PYTHONPATH", raising=False)
+        patched.setattr(process, "ROOT", tmp_path)  # the worker's own module is not found there
+        process.worker.restart()
+        _, text = report(by_number["1.1"], right_softmax)
+    assert "the process that tries answers did not get ready: check once more" in text
+    assert try_answer(by_number["1.1"], right_softmax).passed
 
 
 def test_the_process_ends_with_the_notebook():

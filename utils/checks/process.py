@@ -68,16 +68,20 @@ class Worker:
 
         The time it takes to load torch is not the answer's.
         """
-        if self._process.poll() is not None:  # something else ended it
-            self.restart()
-        if not self._ready:
-            self._memory_info = psutil.Process(self._process.pid).memory_info
-            self._wait(time.monotonic() + START_LIMIT)
-            self._ready = True
-        if not self._has_torch and (b"torch" in request.answer or b"torch" in request.arguments):
-            load = pickle.dumps(importlib.import_module), pickle.dumps((("torch",), {}))
-            self.call(request._replace(answer=load[0], arguments=load[1]), time.monotonic() + START_LIMIT)
-            self._has_torch = True
+        deadline = time.monotonic() + START_LIMIT
+        try:
+            if self._process.poll() is not None:  # something else ended it
+                self.restart()
+            if not self._ready:
+                self._memory_info = psutil.Process(self._process.pid).memory_info
+                self._wait(deadline)
+                self._ready = True
+            if not self._has_torch and (b"torch" in request.answer or b"torch" in request.arguments):
+                load = pickle.dumps(importlib.import_module), pickle.dumps((("torch",), {}))
+                self.call(request._replace(answer=load[0], arguments=load[1]), deadline)
+                self._has_torch = True
+        except (Stopped, psutil.Error):
+            raise Stopped("the process that tries answers did not get ready: check once more") from None
 
     def _wait(self, deadline):
         allowed = self._memory() + MEMORY_LIMIT

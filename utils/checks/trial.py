@@ -130,9 +130,9 @@ class Trial:
         exercise = self._exercise
         request = process.request(self._packed, args, kwargs, exercise.module, exercise.name)
         arguments = dict(inspect.signature(exercise.oracle).bind(*args, **kwargs).arguments)
-        worker.get_ready(request)
-        self._deadline = self._deadline or time.monotonic() + process.TIME_LIMIT
         try:
+            worker.get_ready(request)
+            self._deadline = self._deadline or time.monotonic() + process.TIME_LIMIT
             reply = worker.call(request, self._deadline)
         except Stopped:
             self.calls.append(Call(arguments, args, kwargs, [], None))
