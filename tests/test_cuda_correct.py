@@ -107,17 +107,22 @@ def test_a_column_read_of_a_square_tile_conflicts_and_padding_cures_it():
 
 
 WIDE = r"""
-__global__ void wide(const float* x, float* y) {
-  reinterpret_cast<float4*>(y)[threadIdx.x] = reinterpret_cast<const float4*>(x)[threadIdx.x];
+template <class V, class T>
+__global__ void wide(const T* x, float* y) {
+  V v = reinterpret_cast<const V*>(x)[threadIdx.x];
+  y[threadIdx.x] = (float)v.x;
 }
 """
 
 
-def test_a_float4_is_one_access_of_16_bytes(compiler):  # noqa: F811
-    x, y = np.arange(128, dtype=np.float32), np.zeros(128, np.float32)
-    report = cuda.compile(WIDE).check[1, 32](x, y)
-    assert [(r.requests, r.bytes, r.sectors) for r in report.rows] == [(1, 512, 16), (1, 512, 16)]
-    np.testing.assert_array_equal(x, y)
+@pytest.mark.parametrize("vector, number, size", [("half2", "half", 4), ("nv_bfloat162", "nv_bfloat16", 4), ("float2", "float", 8),
+                                                  ("int4", "int", 16), ("float4", "float", 16), ("double2", "double", 16)])
+def test_a_vector_is_read_whole(vector, number, size, compiler):  # noqa: F811
+    dtype = {"half": np.float16, "nv_bfloat16": np.uint16, "int": np.int32, "float": np.float32, "double": np.float64}[number]
+    x, y = np.arange(128, dtype=dtype), np.zeros(32, np.float32)
+    load, store = cuda.compile(WIDE, template=(vector, number)).check[1, 32](x, y).rows
+    assert (load.requests, load.bytes, load.sectors) == (1, 32 * size, size)
+    assert (store.requests, store.bytes, store.sectors) == (1, 128, 4)
 
 
 def test_distinct_bytes_count_a_sector_once_however_often_it_is_read():

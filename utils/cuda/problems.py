@@ -158,8 +158,8 @@ class Writer:
                 f"its own lane {r.thread1 % 32}, {self.first_at(r)}")
 
     def _stack_overflow(self, r):
-        return (f"STACK OVERFLOW: the local variables of {self.thread(r.thread1)} of {self.where(r)} take more than 96 KB; "
-                "look for large local arrays or unbounded recursion")
+        return (f"STACK OVERFLOW: the local variables of {self.thread(r.thread1)} of {self.where(r)} take more than 96 KB"
+                f"{', ' + self.first_at(r) if r.place1 else ''}; look for large local arrays or unbounded recursion")
 
     def _assert(self, r):
         expression = r.text.split(b"\0")[0].decode(errors="replace")

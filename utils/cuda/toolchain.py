@@ -99,7 +99,8 @@ def runtime_digest():
 def common_flags(compiler):
     flags = ["-std=gnu++17", f"-I{HERE / 'include'}", f"-I{HERE}", "-fno-exceptions", "-fno-rtti"]
     if sys.platform != "win32":
-        flags.append("-fPIC")
+        # Hidden: a static variable of a template would else be one and the same in all kernels that are loaded.
+        flags += ["-fPIC", "-fvisibility=hidden"]
     if compiler.is_zig:
         flags.append("-fno-sanitize=all")
     return flags
@@ -128,8 +129,6 @@ def link_flags(compiler):
     flags = ["-shared", *(["-nostdlib++"] if compiler.is_clang else ["-nodefaultlibs", "-lm", "-lc", "-lgcc"])]
     if sys.platform == "linux":
         flags.append("-Wl,-Bsymbolic")
-    if sys.platform == "win32":
-        flags.append("-fno-rtti")
     return flags
 
 
@@ -220,8 +219,7 @@ def build_runtime(compiler, checked, folder):
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch:
             made = Path(scratch) / "runtime.o"
-            visibility = [] if sys.platform == "win32" else ["-fvisibility=hidden"]
-            run(compiler, [*common_flags(compiler), "-O2", *visibility, *["-DCU_CHECKED"] * checked,
+            run(compiler, [*common_flags(compiler), "-O2", *["-DCU_CHECKED"] * checked,
                            "-c", HERE / "runtime.cpp", "-o", made])
             put(made, target)
     return target

@@ -145,6 +145,10 @@ static COLD void report_address(ProblemKind kind, int r, uintptr_t x, unsigned s
 
 static COLD void out_of_bounds(uintptr_t x, unsigned size, AccessKind access, uintptr_t place) {
   if (is_module_constant(x)) return;
+  if ((char*)__builtin_frame_address(0) < B.current->stack) {      // local variables, but of a stack that has run over
+    report(STACK_OVERFLOW, place - first_place, 0);
+    stop_kernel();
+  }
   int nearest = -1;
   uint64_t best = ~0ull;
   for (int i = 0; i < n_regions; ++i) {

@@ -144,8 +144,8 @@ static void make_fibers(unsigned n) {
   B.fiber = (Fiber*)calloc(n, sizeof(Fiber));
   B.offered = (char (*)[WARP * SLOT])calloc(n_warps, sizeof *B.offered);
   B.alive = (unsigned*)calloc(n_warps, sizeof *B.alive);
-  B.stacks = (char*)malloc((size_t)n * (STACK_BYTES + STACK_SKEW) + 64);
-  char* first = (char*)(((uintptr_t)B.stacks + 63) & ~(uintptr_t)63);
+  B.stacks = (char*)malloc(SLACK_BYTES + (size_t)n * (STACK_BYTES + STACK_SKEW) + 64);
+  char* first = (char*)(((uintptr_t)B.stacks + SLACK_BYTES + 63) & ~(uintptr_t)63);
   for (unsigned i = 0; i < n; ++i) {
     B.fiber[i].id = i;
     B.fiber[i].stack = first + (size_t)i * (STACK_BYTES + STACK_SKEW);

@@ -4,6 +4,7 @@
 enum { WARP = 32, MAX_WARPS = 32, SLOT = 16 };
 enum { STACK_BYTES = 96 * 1024 };
 enum { STACK_SKEW = 1088 };        // an odd distance between stacks keeps their tops out of the same cache sets
+enum { SLACK_BYTES = 256 * 1024 };      // below the first stack: an overflow is to be reported, not to ruin the heap
 enum { CANARIES = 8 };             // words at the low end of a stack; one that changed means an overflow
 static const uint64_t CANARY = 0xC0FFEE5AFEC0DEull;
 

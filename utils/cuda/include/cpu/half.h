@@ -67,7 +67,7 @@ CU_INLINE uint16_t cu_float_to_bfloat16(float f) {
 #define CU_HALF_PAIR(H, P) \
   struct __attribute__((aligned(4))) P { \
     H x, y; \
-    P() = default; \
+    CU_COPIES_WHOLE(P, 4) \
     CU_METHOD P(H a, H b) : x(a), y(b) {} \
   }; \
   CU_INLINE P operator+(P a, P b) { return P(a.x + b.x, a.y + b.y); } \

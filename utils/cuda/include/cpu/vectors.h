@@ -1,58 +1,64 @@
-// Vector types. A GPU moves a float4 as one access of 16 bytes, and so must we for the counts to be right: clang would
-// emit a memcpy, which its load and store callbacks do not see, so 16-byte types copy through a vector register.
+// Vector types. A GPU moves a float4 as one access of 16 bytes, and so must we for the counts to be right. Left alone, gcc
+// splits the copy into fields, and clang emits a memcpy, which its load and store callbacks do not see, or drops the fields
+// that are not used. So a vector copies as one machine word of its size, and the checked build hides from the compiler
+// what happens to the word between load and store.
 #pragma once
 
 #define CU_METHOD inline __attribute__((always_inline))
 
-#define CU_VECTOR_1_2_3(T, N) \
-  struct N##1 { T x; }; \
-  struct __attribute__((aligned(2 * sizeof(T)))) N##2 { T x, y; }; \
-  struct N##3 { \
-    T x, y, z; \
-    N##3() = default; \
-    CU_METHOD N##3(T a, T b, T c) : x(a), y(b), z(c) {} \
-    CU_METHOD N##3(const N##3& o) : x(o.x), y(o.y), z(o.z) {}       /* three accesses, as on a GPU */ \
-    CU_METHOD N##3& operator=(const N##3& o) { x = o.x; y = o.y; z = o.z; return *this; } \
-  }; \
-  CU_INLINE N##1 make_##N##1(T x) { return {x}; } \
-  CU_INLINE N##2 make_##N##2(T x, T y) { return {x, y}; } \
-  CU_INLINE N##3 make_##N##3(T x, T y, T z) { return N##3(x, y, z); }
+template <size_t bytes> struct CuWord;
+template <> struct CuWord<4> { typedef unsigned type __attribute__((may_alias)); };
+template <> struct CuWord<8> { typedef unsigned long long type __attribute__((may_alias)); };
+template <> struct CuWord<16> { typedef int type __attribute__((vector_size(16), may_alias)); };
 
-#define CU_COPY_AS_16_BYTES(N) \
-    typedef int cu_vector __attribute__((vector_size(16), may_alias)); \
+template <class Word> CU_INLINE Word cu_whole(Word word) {
+#if defined(CU_CHECKED) && defined(__x86_64__)
+  if constexpr (sizeof(Word) == 16) __asm__("" : "+x"(word)); else __asm__("" : "+r"(word));
+#elif defined(CU_CHECKED) && defined(__aarch64__)
+  if constexpr (sizeof(Word) == 16) __asm__("" : "+w"(word)); else __asm__("" : "+r"(word));
+#endif
+  return word;
+}
+
+#define CU_COPY_WHOLE(bytes) *(CuWord<bytes>::type*)this = cu_whole(*(const CuWord<bytes>::type*)&o)
+#define CU_COPIES_WHOLE(N, bytes) \
     N() = default; \
-    CU_METHOD N(const N& o) { *(cu_vector*)this = *(const cu_vector*)&o; } \
-    CU_METHOD N& operator=(const N& o) { *(cu_vector*)this = *(const cu_vector*)&o; return *this; }
+    CU_METHOD N(const N& o) { CU_COPY_WHOLE(bytes); } \
+    CU_METHOD N& operator=(const N& o) { CU_COPY_WHOLE(bytes); return *this; }
 
-#define CU_VECTOR_4(T, N) \
-  struct __attribute__((aligned(16))) N##4 { \
-    T x, y, z, w; \
-    CU_COPY_AS_16_BYTES(N##4) \
-    CU_METHOD N##4(T a, T b, T c, T d) : x(a), y(b), z(c), w(d) {} \
-  }; \
-  CU_INLINE N##4 make_##N##4(T x, T y, T z, T w) { return N##4(x, y, z, w); }
-
-#define CU_VECTOR_2_OF_8_BYTES(T, N) \
-  struct __attribute__((aligned(16))) N##2 { \
+#define CU_VECTOR_2(N, T) \
+  struct __attribute__((aligned(2 * sizeof(T)))) N { \
     T x, y; \
-    CU_COPY_AS_16_BYTES(N##2) \
-    CU_METHOD N##2(T a, T b) : x(a), y(b) {} \
+    CU_COPIES_WHOLE(N, 2 * sizeof(T)) \
+    CU_METHOD N(T a, T b) : x(a), y(b) {} \
   }; \
-  CU_INLINE N##2 make_##N##2(T x, T y) { return N##2(x, y); }
+  CU_INLINE N make_##N(T x, T y) { return N(x, y); }
 
-CU_VECTOR_1_2_3(float, float)
-CU_VECTOR_1_2_3(int, int)
-CU_VECTOR_4(float, float)
-CU_VECTOR_4(int, int)
-CU_VECTOR_4(unsigned, uint)
-CU_VECTOR_2_OF_8_BYTES(double, double)
-CU_VECTOR_2_OF_8_BYTES(long long, longlong)
+#define CU_VECTOR_3(N, T) /* three accesses, as on a GPU */ \
+  struct N { \
+    T x, y, z; \
+    N() = default; \
+    CU_METHOD N(T a, T b, T c) : x(a), y(b), z(c) {} \
+    CU_METHOD N(const N& o) : x(o.x), y(o.y), z(o.z) {} \
+    CU_METHOD N& operator=(const N& o) { x = o.x; y = o.y; z = o.z; return *this; } \
+  }; \
+  CU_INLINE N make_##N(T x, T y, T z) { return N(x, y, z); }
 
+#define CU_VECTOR_4(N, T) \
+  struct __attribute__((aligned(4 * sizeof(T)))) N { \
+    T x, y, z, w; \
+    CU_COPIES_WHOLE(N, 4 * sizeof(T)) \
+    CU_METHOD N(T a, T b, T c, T d) : x(a), y(b), z(c), w(d) {} \
+  }; \
+  CU_INLINE N make_##N(T x, T y, T z, T w) { return N(x, y, z, w); }
+
+CU_VECTOR_2(float2, float) CU_VECTOR_3(float3, float) CU_VECTOR_4(float4, float)
+CU_VECTOR_2(int2, int) CU_VECTOR_3(int3, int) CU_VECTOR_4(int4, int)
+CU_VECTOR_2(uint2, unsigned) CU_VECTOR_4(uint4, unsigned)
+CU_VECTOR_2(double2, double) CU_VECTOR_2(longlong2, long long)
+CU_VECTOR_2(short2, short) CU_VECTOR_4(short4, short) CU_VECTOR_4(ushort4, unsigned short)
+CU_VECTOR_4(char4, signed char) CU_VECTOR_4(uchar4, unsigned char)
+struct float1 { float x; };
+struct int1 { int x; };
 struct uint1 { unsigned x; };
-struct __attribute__((aligned(8))) uint2 { unsigned x, y; };
-struct __attribute__((aligned(4))) uchar4 { unsigned char x, y, z, w; };
-struct __attribute__((aligned(4))) char4 { signed char x, y, z, w; };
-struct __attribute__((aligned(8))) short4 { short x, y, z, w; };
-CU_INLINE uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 CU_INLINE uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return {x, y, z}; }
-CU_INLINE uchar4 make_uchar4(unsigned char x, unsigned char y, unsigned char z, unsigned char w) { return {x, y, z, w}; }
