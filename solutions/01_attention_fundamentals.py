@@ -191,7 +191,7 @@ print("fixed vector after the same 150 steps: under 60 %:  ", max(right.mean() f
 # pass through it.
 
 # %% [markdown]
-# ## 1.2 Four ways to remember
+# ## 1.2 From windows to attention: four ways to remember
 #
 # **What was the symbol k steps ago?** Sixteen symbols go by, each one of eight. Then comes the question, for every k from 0 to 15. Who
 # answers by guessing is right one time in eight.
@@ -746,8 +746,8 @@ assert np.allclose(out[0], 10 * weights[0, [0, 1, 2, 2]])
 
 # %%
 tokens = ["the", "cat", "sleeps"]
-plotting.heatmap(weights, tokens, tokens, title="“cat” and “sleeps” look mostly at “cat”")
-plotting.show("Heat map of the three by three weights of the worked example; the largest weight in rows 1 and 2 is in the column of cat.")
+plotting.heatmap(weights, tokens, tokens, title="“sleeps” looks mostly at “cat”")
+plotting.show("Heat map of the weights of the worked example; the largest, 0.63, is in the row of sleeps and the column of cat.")
 
 # %% [markdown]
 # (The words are labels on the numbers above. Nobody trained them.)
@@ -760,7 +760,7 @@ plotting.show("Heat map of the three by three weights of the worked example; the
 # of a real model do?**
 #
 # The model is MiniLM: 6 layers of 12 heads, tuned so that sentences of similar meaning get similar vectors. Layers
-# and heads are counted from 1.
+# and heads are counted from 0, as in the code.
 #
 # *Predict.* In how many of the 72 heads does "it" look clearly more at "animal" than at "street", and in how many is
 # it the other way round, when the word is *tired*? And when it is *wide*?
@@ -788,7 +788,7 @@ for word, difference in lean.items():
 change = lean["tired"] - lean["wide"]
 for layer, head in zip(*np.unravel_index(np.argsort(-change, axis=None)[:3], change.shape)):
     tired, wide = lean["tired"][layer, head], lean["wide"][layer, head]
-    print(f"layer {layer + 1} head {head + 1:2d}: animal minus street {tired:+.2f} with tired, {wide:+.2f} with wide")
+    print(f"layer {layer} head {head:2d}: animal minus street {tired:+.2f} with tired, {wide:+.2f} with wide")
 flips = {margin: ((lean["tired"] > margin) & (lean["wide"] < -margin)).sum() for margin in (0, 0.05)}
 print(f"heads that change sides: {flips[0]}; of these with at least 0.05 on both sides: {flips[0.05]}")
 
@@ -796,8 +796,8 @@ print(f"heads that change sides: {flips[0]}; of these with at least 0.05 on both
 shown = np.stack([weights[word][3, 1, it] for word in ("tired", "wide")])
 columns = [token if token not in ("tired", "wide") else "tired/wide" for token in tokens["tired"]]
 plotting.heatmap(shown, queries=["it (too tired)", "it (too wide)"], keys=columns,
-                 title="With “wide”, layer 4 head 2 leaves the animal, mostly for [CLS] and hardly for the street")
-plotting.show("Weights of the token it in layer 4, head 2, for both sentences: "
+                 title="With “wide”, layer 3 head 1 leaves the animal, mostly for [CLS] and hardly for the street")
+plotting.show("Weights of the token it in layer 3, head 1, for both sentences: "
               "animal falls from 0.68 to 0.28, street rises from 0.05 to 0.12, [CLS] rises most.")
 
 # %% [markdown]
@@ -809,7 +809,7 @@ controls = [(sentence.format(word), "animal", "street") for word in ("tired", "w
 swapped = "The street didn't suit the animal because it was too {}."
 controls += [(swapped.format(word), "animal", "street") for word in ("tired", "wide")]
 controls += [(f"The cup didn't fit the box because it was too {word}.", "box", "cup") for word in ("small", "big")]
-print("weight of 'it' on the first noun minus the second            layer 4 head 2   layer 6 head 12")
+print("weight of 'it' on the first noun minus the second            layer 3 head 1   layer 5 head 11")
 for text, first, second in controls:
     w, words = data.minilm_attention(text)
     row = w[[3, 5], [1, 11], words.index("it")]
@@ -817,14 +817,14 @@ for text, first, second in controls:
     print(f"{text:60s} {first}-{second:7s} {difference[0]:+.2f}   {difference[1]:+.2f}")
 
 # %% [markdown]
-# Layer 6 head 12, at first the most impressive one, looks at "animal" whatever is tired or wide, and whoever is the
-# subject. Layer 4 head 2 looks at the **subject**: when that is the street, it takes the street, even a tired one,
+# Layer 5 head 11, at first the most impressive one, looks at "animal" whatever is tired or wide, and whoever is the
+# subject. Layer 3 head 1 looks at the **subject**: when that is the street, it takes the street, even a tired one,
 # and it takes the cup both times. A picture of one sentence and one head, picked out of 72, is an anecdote. What
 # makes it evidence is a prediction about sentences that were not used to pick it.
 #
 # #### See for yourself
 #
-# Hover over a token, choose a layer and a head. Beside it BertViz, with all twelve heads of layer 4.
+# Hover over a token, choose a layer and a head. Beside it BertViz, with the twelve heads of layer 3 (it was given one layer and calls it 0).
 
 # %%
 plotting.head_viewer(weights["tired"], tokens["tired"],
@@ -832,7 +832,7 @@ plotting.head_viewer(weights["tired"], tokens["tired"],
 
 # %%
 plotting.bertviz_head_view(weights["tired"][3:4], tokens["tired"],
-                           "BertViz on layer 4 of MiniLM and the sentence about the tired animal.")
+                           "BertViz on layer 3 of MiniLM and the sentence about the tired animal.")
 
 # %% [markdown]
 # ### Are the weights an explanation?
@@ -1342,6 +1342,8 @@ print("scales (hundert, tausend, Million): less often than tens, for every seed:
 # given CUDA tensors, runs there.
 
 # %%
+from utils.cuda import figures
+
 SCALE = r"""
 __global__ void scale(const float* x, float* y, float factor, int n) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;      // this thread's element
@@ -1391,8 +1393,17 @@ strided = cuda.compile(SOFTMAX_STRIDED).check[2, 32](scores, p, n_queries, n_key
 strided
 
 # %% [markdown]
-# Look at the column of sectors: 32 for each request where 4 would do. At step $j$ thread 0 reads `s[j]` and thread 1 reads `s[n_keys + j]`, a whole row further on.
-#
+# Look at the column of sectors: 32 for each request where 4 would do. At step $j$ thread 0 reads `s[j]` and thread 1 reads `s[n_keys + j]`, a whole row further on. Below are the first
+# few rows of memory for both ways, at step 0.
+
+# %%
+lane = np.arange(32)
+figures.warp_access(4 * lane[:8] * n_keys)                      # byte offsets of the first 8 lanes at j = 0
+figures.warp_access(4 * lane)                                   # and of 32 neighbours
+plotting.show("Two maps of memory: eight lanes that read a row apart touch eight sectors and use one word of each; "
+              "32 neighbouring lanes fill four sectors.")
+
+# %% [markdown]
 # ### Exercise 1.7: coalesce it  (difficulty 3 of 5, 20 minutes)
 #
 # Give each row a whole warp instead. The kernel is launched with one block of 32 threads for each row; lane $l$ takes the columns $l, l + 32, l + 64, \dots$
@@ -1599,11 +1610,10 @@ print(f"extra turns for bank conflicts: {tiled_scores.bank_conflicts:,}")
 # *Predict.* What happens if the rows of the tile are $d + 1$ apart instead of $d$?
 
 # %%
-def bank_of_key(stride, t=0):
-    return (np.arange(16) * stride + t) % 32
-
 for stride in (d, d + 1):
-    print(f"rows {stride} apart: {len(set(bank_of_key(stride)))} different banks for 16 keys")
+    figures.bank_map(4 * stride * np.arange(16))
+plotting.show("Two maps of the 32 banks: with rows 32 words apart sixteen keys pile up in one bank, "
+              "with rows 33 apart each key has a bank of its own.")
 
 # %% [markdown]
 # One unused float at the end of each row, and the conflict is gone. This is why tiles in real kernels have odd widths or swizzled addresses. The
@@ -1737,6 +1747,16 @@ print(f"requested: {traffic['three kernels'][0] / traffic['tiled'][0]:.0f} times
 # Two counts, and both are honest. **Requested** is what the threads ask for; **distinct** counts each byte once for each kernel, as if a perfect cache served every repetition. Real traffic lies between them.
 # By either count the tiled kernel moves less, and only it keeps the $n \times m$ matrix out of memory.
 #
+# What the blocks do, in the second pass: each keeps its tile of Q and walks along the tiles of K and V.
+
+# %%
+figures.walk([(block, block, tile) for block in range(tiles(n)) for tile in range(tiles(m))])
+
+# %%
+figures.walk_picture([(block, block, tile) for block in range(tiles(n)) for tile in range(tiles(m))])
+plotting.show("The four by five tiles of the score matrix, coloured by block and numbered by step: each block works along one row.")
+
+# %% [markdown]
 # And the padding? The losing variant, for comparison:
 
 # %%
@@ -2152,9 +2172,6 @@ for name, baseline in (("no baseline", 0.0), ("baseline: mean reward", pi @ rewa
 # *Predict.* Which one needs more steps, and about how many times more?
 
 # %%
-from torch import nn
-from torch.nn import functional as F
-
 class Glimpse(nn.Module):
     """Nine coloured patches with digits, and a colour that is asked for. Returns logits of the digit."""
 
@@ -2407,20 +2424,22 @@ def cached(modules):
 
 # %%
 model, tokenizer = data.minilm()
-inputs = tokenizer(sentence.format("tired"), return_tensors="pt")
+text = "The animal didn't cross the street because it was too tired."
+returned, _ = data.minilm_attention(text)
+inputs = tokenizer(text, return_tensors="pt")
 layers = [layer.attention.self for layer in model.encoder.layer]
 hooks = sum(len(layer._forward_hooks) for layer in layers)
 with torch.no_grad(), cached(dict(enumerate(layers))) as cache:
     model(**inputs)
 
 caught = np.stack([cache[i][1][0].numpy() for i in range(6)])         # output 0 is the context, output 1 the weights
-print("shape:", caught.shape, "  equal to the weights above to 1e-6:", np.allclose(caught, weights["tired"], atol=1e-6))
+print("shape:", caught.shape, "  equal to the weights that it returns, to 1e-6:", np.allclose(caught, returned, atol=1e-6))
 print("no hook left behind:", sum(len(layer._forward_hooks) for layer in layers) == hooks)
 
 # %% [markdown]
 # ## Six layers, one map?
 #
-# In layer 6 the row of "it" says how much was taken from each *position*, and by then each position is a mixture of
+# In the last layer the row of "it" says how much was taken from each *position*, and by then each position is a mixture of
 # all words. **How much comes from each word of the input?** *Attention rollout* multiplies the maps of all layers,
 # each averaged over heads and mixed half and half with the identity, because the residual connection carries each
 # position on unchanged.
@@ -2435,9 +2454,9 @@ def rollout(weights):
     return result
 
 w, words = data.minilm_attention("The animal didn't cross the street because it was too tired.")
-plotting.heads(np.stack([w[-1].mean(axis=0), rollout(w)]), words, words, names=["layer 6, mean", "rollout"],
+plotting.heads(np.stack([w[-1].mean(axis=0), rollout(w)]), words, words, names=["last layer, mean", "rollout"],
                title="Rollout: more than half of every row comes from [CLS]")
-plotting.show("Two heat maps of the same sentence: the mean map of layer 6, and the rollout of all six layers, "
+plotting.show("Two heat maps of the same sentence: the mean map of the last layer, and the rollout of all six layers, "
               "where every row is brightest at [CLS].")
 print("smallest share of [CLS] in a row of the rollout:", rollout(w)[:, 0].min().round(2))
 
@@ -2574,9 +2593,6 @@ def reviews(rng, batch):
     return torch.from_numpy(x), torch.from_numpy(positive), s, p
 
 # %%
-from torch import nn
-from torch.nn import functional as F
-
 class Pool(nn.Module):
     """Attention with a learned query: rows h (..., n, d) to one vector (..., d), and the weights (..., n)."""
 
@@ -2764,7 +2780,7 @@ print("SDPA is the same function to 1e-10:", np.allclose(sdpa, attention_numpy(x
 # 1. Keys as values: in `Recall` (1.2) let the attention return `x + self.place.weight`, its own keys, in place of `x`. What happens to the accuracy, and where does it go?
 # 2. `ATTENTION_TILED` reads K twice. What would it have to remember to read it once? (Lecture 06.)
 # 3. Write the backward pass of `additive_scores`.
-# 4. Find a sentence where layer 4 head 2 of MiniLM does not look at the subject.
+# 4. Find a sentence where layer 3 head 1 of MiniLM does not look at the subject.
 #
 # **Sources.** Bahdanau, Cho, Bengio 2014 (arXiv 1409.0473) · Sutskever, Vinyals, Le 2014 (1409.3215) · Cho et al. 2014 (1409.1259) · Luong, Pham, Manning 2015 (1508.04025) · Xu et al. 2015
 # (1502.03044) · Miller et al. 2016 (1606.03126) · Martins, Astudillo 2016 (1602.02068) · Vaswani et al. 2017 (1706.03762) · Peters, Niculae, Martins 2019 (1905.05702) · Brunner et al. 2019 (1908.04211) ·
