@@ -198,6 +198,13 @@ def test_a_failing_cell_is_reported_with_its_source_line_and_nothing_is_written(
     assert files(tmp_path) == before | module
 
 
+def test_one_run_reports_every_failing_cell_in_order(tmp_path, capsys):
+    new_course(tmp_path, small("1 / 0", "print(1)", "[][0]"))
+    assert build.main([], root=tmp_path) == 1
+    lecture = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAILED  lectures")]
+    assert [line.split(": ")[2] for line in lecture] == ["ZeroDivisionError", "IndexError"]
+
+
 def test_an_unknown_lecture_is_a_sentence(tmp_path, capsys):
     new_course(tmp_path, small("x = 1"))
     assert build.main(["07"], root=tmp_path) == 2

@@ -20,7 +20,7 @@ from pathlib import Path
 import nbformat
 import psutil
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 from utils import lecture_source, notebook_outputs, notebook_usage
 
@@ -41,7 +41,7 @@ def environment():
 
 
 class BuildError(Exception):
-    """A notebook that did not run to its end, with the place in its source."""
+    """A notebook that did not run as it must; `args` are sentences with their places in the source."""
 
 
 @dataclasses.dataclass
@@ -90,7 +90,8 @@ def _report(done, name):
     try:
         print(f"{name}: {done.result()}", flush=True)
     except (BuildError, lecture_source.SourceError) as error:
-        print(f"FAILED  {name}: {error}", flush=True)
+        for problem in error.args:
+            print(f"FAILED  {name}: {problem}", flush=True)
         return False
     return True
 
@@ -135,7 +136,11 @@ def _write(path, text):
 # ---- Execution ----------------------------------------------------------------------------------------------------
 
 def execute(job):
-    """Run the job's notebook in its folder and fill in its outputs. Raises BuildError for the first cell that fails."""
+    """Run the job's notebook in its folder and fill in its outputs.
+
+    A cell that raises does not stop the run, so that one run finds them all. Raises BuildError with a sentence for
+    each of the first five cells that raised or that show what cannot be kept.
+    """
     reached = []
     client = NotebookClient(
         job.notebook,
@@ -143,38 +148,45 @@ def execute(job):
         kernel_name="python3",
         resources={"metadata": {"path": str(job.target.parent)}},
         record_timing=False,
+        allow_errors=True,
         on_cell_start=lambda cell, cell_index: reached.append(cell_index),
     )
     job.target.parent.mkdir(exist_ok=True)
     language = job.notebook.metadata.language_info
+    problems, fatal = [], []
     try:
         client.execute(env=environment(), stderr=subprocess.DEVNULL)  # IPython's remarks on its start
-    except CellExecutionError as error:
-        raise _failure(job, reached[-1], f"{error.ename}: {error.evalue}".rstrip(": "), _line_in_cell(error)) from None
     except CellTimeoutError:
-        raise _failure(job, reached[-1], f"still running after {CELL_LIMIT} s") from None
+        fatal.append(_located(job, reached[-1], f"still running after {CELL_LIMIT} s"))
     except DeadKernelError:
-        raise _failure(job, reached[-1], "the kernel died") from None
+        fatal.append(_located(job, reached[-1], "the kernel died"))
     job.notebook.metadata["language_info"] = language  # the kernel's own names the Python version
     for index, cell in enumerate(job.notebook.cells):
-        if cell.cell_type == "code":
-            cell.outputs = [nbformat.from_dict(output) for output in notebook_outputs.clean(cell.outputs)]
-            for output in cell.outputs:
-                if reason := notebook_outputs.unfit(output):
-                    raise _failure(job, index, reason)
+        if cell.cell_type != "code":
+            continue
+        cell.outputs = [nbformat.from_dict(output) for output in notebook_outputs.clean(cell.outputs)]
+        for output in cell.outputs:
+            if output.output_type == "error":
+                message = f"{output.ename}: {output.evalue}".rstrip(": ")
+                problems.append(_located(job, index, message, _line_in_cell(output.traceback)))
+            elif reason := notebook_outputs.unfit(output):
+                problems.append(_located(job, index, reason))
+    if problems or fatal:
+        raise BuildError(*(problems + fatal)[:5])
 
 
-def _failure(job, index, what, line=1):
+def _located(job, index, what, line=1):
+    """Return `what` preceded by its place in the source and followed by the line that stands there."""
     cell = job.notebook.cells[index]
     code = [other.id for other in job.notebook.cells if other.cell_type == "code"].index(cell.id) + 1
     shown = cell.source.splitlines()[min(line, len(cell.source.splitlines())) - 1]
     place = job.lines[index] + line - 1
-    return BuildError(f"code cell {code}, solutions/{job.lecture.path.name} line {place}: {what}\n    {shown.strip()}")
+    return f"code cell {code}, solutions/{job.lecture.path.name} line {place}: {what}\n    {shown.strip()}"
 
 
-def _line_in_cell(error):
+def _line_in_cell(traceback):
     """Return the line of the cell at which its error was raised."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", error.traceback)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(traceback))
     lines = re.findall(r"Cell In\[\d+\], line (\d+)", plain)
     # Frames of earlier cells may follow the failing one's: the first frame is the cell that ran.
     return int(lines[0]) if lines else 1
