@@ -13,7 +13,8 @@
         ...
 
 A property calls `ask` as if it were the learner's function. `ask` runs it elsewhere, on copies, compares with the
-oracle and hands back the result as plain arrays. What more a property wants, it says with `Failed`.
+oracle and hands back the result as plain arrays. What more a property wants, it says with `Failed`; `ask.run` compares
+with nothing. In an exercise without an oracle, `ask` is the learner's CUDA source itself (kernels_01.py).
 """
 
 import importlib
