@@ -84,7 +84,9 @@ def run(elsewhere, folder, library, checked, grid, block, shared, arguments):
     """Run the library under the platform's emulator. Returns the problems' bytes, the places' offsets, the last array."""
     platform, compiler = elsewhere
     host = folder / "host.exe"
-    toolchain.run(compiler, ["-x", "c", HERE / "cuda_platforms/host.c", "-O1", "-o", host])
+    zig, _, *target = compiler.command
+    as_c = toolchain.Compiler((zig, "cc", *target), is_clang=True, is_zig=True)  # "c++" would build a C++ library first
+    toolchain.run(as_c, [HERE / "cuda_platforms/host.c", "-O1", "-o", host])
     grid, block = ((*(size if isinstance(size, tuple) else (size,)), 1, 1)[:3] for size in (grid, block))
     request = struct.pack("=9q", int(checked), *grid, *block, shared, len(arguments))
     for argument in arguments:
