@@ -149,6 +149,8 @@ class Report:
             out.append(f"races were not looked for in {self.races_unchecked} array(s): too large")
         return "\n".join(out + [str(p) for p in self.problems])
 
+    __repr__ = __str__      # what a notebook keeps beside the HTML must not hold an address
+
     def table(self):
         """Traffic by source line, as text."""
         lines = self.source.split("\n")
