@@ -143,9 +143,10 @@ def attention_backward(q, k, v, d_out, mask=None, causal=False, scale=None):
 
 
 class AdditiveAttention(nn.Module):
-    """Bahdanau's alignment model: e_tj = v . tanh(s_{t-1} W_q + h_j W_k), alpha_t = softmax(e_t), c_t = sum_j alpha_tj h_j.
+    """Bahdanau's alignment model: e_tj = v . tanh(s_{t-1} W_q + h_j W_k), alpha_t = softmax(e_t).
 
-    Source: arXiv 1409.0473, equations 5 and 6, appendix A.1.2. Parameters w_q (d_query, d_hidden), w_k (d_key, d_hidden), v (d_hidden,).
+    The context is c_t = sum_j alpha_tj h_j. Parameters: w_q (d_query, d_hidden), w_k (d_key, d_hidden), v (d_hidden,);
+    in the paper W_a, U_a, v_a. Source: arXiv 1409.0473, equations 5 and 6, appendix A.1.2.
     """
 
     def __init__(self, d_query, d_key, d_hidden):
@@ -157,10 +158,12 @@ class AdditiveAttention(nn.Module):
     def forward(self, query, keys, mask):
         """query (batch, d_query), keys (batch, n_keys, d_key), mask (batch, n_keys) bool, True = may attend.
 
-        Returns context c_t (batch, d_key) and weights alpha_t (batch, n_keys). A row with nothing to attend gives zeros.
+        Returns the context c_t (batch, d_key) and the weights alpha_t (batch, n_keys); zeros for a row that may
+        attend to nothing. ValueError for a mask that does not fit.
         """
-        if mask.dtype != torch.bool or mask.shape != keys.shape[:-1]:
-            raise ValueError(f"mask must be boolean of shape {tuple(keys.shape[:-1])}, not {mask.dtype} {tuple(mask.shape)}")
+        expected = tuple(keys.shape[:-1])
+        if mask.dtype != torch.bool or mask.shape != expected:
+            raise ValueError(f"mask must be boolean of shape {expected}, not {mask.dtype} {tuple(mask.shape)}")
         scores = torch.tanh((query @ self.w_q)[:, None] + keys @ self.w_k) @ self.v
         lowest = torch.finfo(scores.dtype).min                            # not -inf: a row of them would be nan
         weights = torch.softmax(scores.masked_fill(~mask, lowest), dim=-1) * mask
@@ -168,12 +171,13 @@ class AdditiveAttention(nn.Module):
 
 
 class Seq2Seq(nn.Module):
-    """An encoder-decoder of word ids, as in Bahdanau et al. 2014 (arXiv 1409.0473), with attention or with one fixed vector.
+    """An encoder-decoder of word ids, as in Bahdanau et al. 2014 (arXiv 1409.0473), with attention or one fixed vector.
 
-    n_source, n_target: sizes of the two vocabularies (`utils.data.Vocabulary`, whose ids of padding, start and end it uses).
-    attention: "additive", or None for the fixed vector c_t = [forward h_n; backward h_1]. Sentences are ids (batch, length) int64,
-    each with at least one word, padded behind. In the paper's letters: annotations h_j = [forward h_j; backward h_j],
-    s_0 = tanh(W_s backward h_1), s_t = f(s_{t-1}, y_{t-1}, c_t), p(y_t) = softmax(g(y_{t-1}, s_t, c_t)).
+    n_source, n_target: sizes of the two vocabularies, whose ids of padding, start and end are those of `Vocabulary`.
+    attention: "additive", or None for the fixed vector c_t = [forward h_n; backward h_1].
+    Sentences are ids (batch, length) int64, each with at least one word, padded behind. In the paper's letters:
+    h_j = [forward h_j; backward h_j], s_0 = tanh(W_s backward h_1), s_t = f(s_{t-1}, y_{t-1}, c_t) and
+    p(y_t) = softmax(g(y_{t-1}, s_t, c_t)).
     """
 
     def __init__(self, n_source, n_target, d_hidden=48, attention="additive"):
@@ -189,7 +193,7 @@ class Seq2Seq(nn.Module):
         self.g = nn.Linear(4 * d_hidden, n_target)
 
     def encode(self, source):
-        """source (batch, n_source) -> what c_t is made from: all h_j (batch, n_source, 2 d) or the one vector (batch, 2 d); and s_0."""
+        """What c_t is made from, all h_j (batch, n_source, 2 d) or the one vector (batch, 2 d); and s_0 (batch, d)."""
         lengths = (source != Vocabulary.PAD).sum(1).cpu()
         words = pack_padded_sequence(self.embed_source(source), lengths, batch_first=True, enforce_sorted=False)
         h, (h_n, h_1) = self.encoder(words)
@@ -197,7 +201,7 @@ class Seq2Seq(nn.Module):
         return h if self.attention else torch.cat([h_n, h_1], dim=-1), torch.tanh(h_1 @ self.w_s)
 
     def decode(self, source, n_steps, target=None):
-        """Logits (batch, n_steps, n_target) and alignments (batch, n_steps, n_source), or None without attention.
+        """Logits (batch, n_steps, n_target), and alignments (batch, n_steps, length of source) or None.
 
         y_{t-1} is the target's word where there is a target, and the decoder's own best word where there is none.
         """
@@ -213,12 +217,12 @@ class Seq2Seq(nn.Module):
         return torch.stack(logits, 1), torch.stack(alignments, 1) if self.attention else None
 
     def forward(self, source, target):
-        """Logits (batch, n_target, n_target_words) for every word of target (batch, n_target), given the words before it."""
+        """Logits (batch, length, n_target) for every word of target (batch, length), given the words before it."""
         return self.decode(source, target.shape[1], target)[0]
 
     @torch.no_grad()
     def translate(self, source, n_steps):
-        """Greedy translation: ids (batch, n_steps), to be read up to the first END; and the alignments."""
+        """Greedy translation: ids (batch, n_steps), to be read up to the first END; and the alignments or None."""
         logits, alignments = self.decode(source, n_steps)
         return logits.argmax(-1), alignments
 
