@@ -56,7 +56,7 @@ def memory_layout(array, title="", touched=None, sector_bytes=32):
         line, place = divmod(slot, per_sector)
         names = holders.get(slot)
         text = "" if names is None else f"{names[0][0]},{names[0][1]}" + (f" ×{len(names)}" if len(names) > 1 else "")
-        colour = "white" if names is None else ROW_TINTS[names[0][0] % 8]
+        colour = "#eeeeee" if names is None else ROW_TINTS[names[0][0] % 8]
         _cell(right, place, line, text, colour, touched is not None and any(touched[n] for n in names or ()))
     _frame(left, shape[1], shape[0], range(shape[0]),
            f"column j\n{shape[0]} × {shape[1]}, strides {strides[0]} and {strides[1]} bytes", "row i")
