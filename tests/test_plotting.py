@@ -161,6 +161,8 @@ def test_heads_share_one_colour_scale_and_show_every_head():
     assert len(images) == 3 and {image.get_clim() for image in images} == {(0.0, 1.0)}
     grid = plotting.heads(np.stack([[sharp, flat]] * 3))
     assert sum(bool(ax.images) for ax in grid.axes) == 6
+    single = plotting.heads(np.stack([[flat] * 6]))                  # one layer: rows of four, as without a layer axis
+    assert [ax.get_title(loc="center") for ax in single.axes if ax.images] == [f"head {h}" for h in range(6)]
 
 
 def test_a_list_of_layers_as_transformers_returns_it_is_a_grid():

@@ -51,6 +51,8 @@ def heads(weights, queries=None, keys=None, title="", names=None):
     names: one title for each head. Heads and layers are counted from 0, as in the array. Returns the figure.
     """
     weights = as_weights(weights, "weights", dims=(3, 4))
+    if len(weights) == 1 and weights.ndim == 4:
+        weights = weights[0]                                         # one layer needs no grid of layers
     layered = weights.ndim == 4
     n_heads, n_queries, n_keys = weights.shape[-3:]
     queries, keys = as_labels(queries, n_queries, "queries"), as_labels(keys, n_keys, "keys")

@@ -29,7 +29,7 @@ def style():
         "axes.prop_cycle": matplotlib.cycler(color=COLOURS, linestyle=LINES), "lines.linewidth": 2,
         "axes.spines.top": False, "axes.spines.right": False,
         "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.8, "axes.axisbelow": True,
-        "legend.frameon": False, "image.cmap": "viridis",
+        "legend.framealpha": 0.85, "legend.edgecolor": "none", "image.cmap": "viridis",
     })
 
 

@@ -37,6 +37,8 @@ def curves(series, x=None, xlabel="", ylabel="", title="", threshold=None, log_y
         ax.set_yscale("log")
     seeds = {len(y) for y in named.values()} - {1}
     ax.set(xlabel=xlabel, ylabel=ylabel)
+    if x is None:
+        ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     band = f"band: range over {' or '.join(map(str, sorted(seeds)))} seeds" if seeds else None
     ax.legend(title=band, title_fontsize=9, alignment="left")
     return ax
