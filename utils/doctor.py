@@ -137,7 +137,7 @@ def find_trust():
     if unsigned:
         return Finding(NOTE, "trust", f"not trusted: {', '.join(unsigned)}; run all cells once, or "
                                       f"{sys.executable} -m nbformat.sign {' '.join(unsigned)}")
-    return Finding(OK, "trust", f"the {len(copies)} notebooks in workbook/ are trusted")
+    return Finding(OK, "trust", f"workbook/ is trusted ({len(copies)} notebooks)")
 
 
 def find_chromium():
