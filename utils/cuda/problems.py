@@ -166,4 +166,5 @@ class Writer:
         return f"ASSERT failed: {expression} by {self.thread(r.thread1)} of {self.where(r)}, {self.first_at(r)}"
 
     def _shared_memory(self, r):
-        return "TOO MUCH SHARED MEMORY: more than 16 shared arrays, or more than 227 KB together"
+        return ("TOO MUCH SHARED MEMORY: a block has at most 48 KB in declared arrays (more must be `extern __shared__`), 227 KB "
+                "in all, and here at most 16 arrays")

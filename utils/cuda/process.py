@@ -67,15 +67,16 @@ class Worker:
         if sys.platform == "win32":
             how = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
         self.process = subprocess.Popen(
+            # bufsize=0: a buffer has a lock, which a forked child would find locked for ever
             [sys.executable, "-I", "-S", str(WORKER), self.memory.path or str(self.memory.file)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, **how)
         self.replies = queue.SimpleQueue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
 
     def _listen(self):
-        with open(self.process.stdout.fileno(), "rb", closefd=False) as stream:
-            while (reply := read_message(stream)) is not None:
-                self.replies.put(reply)
+        while (reply := read_message(self.process.stdout)) is not None:
+            self.replies.put(reply)
         self.replies.put(None)
 
     def usable(self):
@@ -116,7 +117,9 @@ class Worker:
             return
         self.process.kill()
         self.process.wait()
+        self.listener.join()
         self.process.stdin.close()
+        self.process.stdout.close()
         self.memory.close()
 
 

@@ -45,7 +45,7 @@ class Report:
     sectors_loaded, sectors_stored: 32-byte sectors moved if nothing is cached; sector_bytes_loaded/stored: the same in bytes.
     distinct_loaded, distinct_stored: each sector counted once, as with a perfect cache.
     shared_loaded, shared_stored; bank_conflicts: extra wavefronts, 0 is ideal; shared_bytes: shared memory of a block.
-    sectors_per_request: {line: sectors for each warp request to global memory}. rows: list of `Row`. output: printf.
+    sectors_per_request: {line: sectors for each warp request to global memory, of the worst access of the line}. rows: list of `Row`. output: printf.
     """
 
     def __init__(self, kernel, build, block, arrays, result, problems=None):
@@ -116,11 +116,11 @@ class Report:
 
     @property
     def sectors_per_request(self):
-        ratios = {}
-        for line in sorted({r.line for r in self.rows if r.space == "global"}):
-            rows = [r for r in self.rows if r.space == "global" and r.line == line]
-            ratios[line] = sum(r.sectors for r in rows) / sum(r.requests for r in rows)
-        return ratios
+        worst = {}
+        for r in self.rows:
+            if r.space == "global":
+                worst[r.line] = max(worst.get(r.line, 0), r.sectors / r.requests)
+        return worst
 
     def complaint(self):
         """The first problem in full, the others folded: the text of a KernelError."""
@@ -203,17 +203,22 @@ def _page(report):
 
 
 def _source_row(report, number, text):
+    """One cell for each count; a line that touches several arrays has one line of text for each."""
     here = [r for r in report.rows if r.line == number]
     on_global, on_shared = ([r for r in here if r.space == s] for s in ("global", "shared"))
-    requests, sectors = sum(r.requests for r in on_global), sum(r.sectors for r in on_global)
-    ideal, conflicts = sum(r.ideal_sectors for r in on_global), sum(r.conflicts for r in on_shared)
-    ratio = f"{sectors / requests:.1f} (ideal {ideal / requests:.1f})" if requests else ""
+    wasteful, conflicts = (any(r.sectors > r.ideal_sectors for r in on_global), any(r.conflicts for r in on_shared))
+    wrong = any(p.line == number for p in report.problems)
     return "<tr>" + "".join([
-        _cell(number), _cell(html.escape(text), "left", WRONG if any(p.line == number for p in report.problems) else ""),
-        _cell(f"{sum(r.bytes for r in on_global):,}" if on_global else ""),
-        _cell(ratio, style=WASTE if sectors > ideal else ""),
-        _cell(f"{sum(r.bytes for r in on_shared):,}" if on_shared else ""),
-        _cell(f"{conflicts:,}" if on_shared else "", style=WASTE if conflicts else "")]) + "</tr>"
+        _cell(number), _cell(html.escape(text), "left", WRONG if wrong else ""),
+        _cell(_lines(f"{r.kind} {r.array} {r.bytes:,}" for r in on_global)),
+        _cell(_lines(f"{r.sectors / r.requests:.1f} (ideal {r.ideal_sectors / r.requests:.1f})" for r in on_global),
+              style=WASTE if wasteful else ""),
+        _cell(_lines(f"{r.kind} {_short(r.array)} {r.bytes:,}" for r in on_shared)),
+        _cell(_lines(f"{r.conflicts:,}" for r in on_shared), style=WASTE if conflicts else "")]) + "</tr>"
+
+
+def _lines(texts):
+    return "<br>".join(html.escape(text) for text in texts)
 
 
 def _problem_row(problem: Problem):

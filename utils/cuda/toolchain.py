@@ -103,6 +103,8 @@ def common_flags(compiler):
         flags += ["-fPIC", "-fvisibility=hidden"]
     if compiler.is_zig:
         flags.append("-fno-sanitize=all")
+    if compiler.is_zig and sys.platform == "win32":
+        flags.append("-fno-rtlib-defaultlib")          # zig's objects ask for a sanitizer library that is not there
     return flags
 
 
@@ -112,8 +114,9 @@ def kernel_flags(compiler, checked):
     No -march=native and no contraction to fused multiply-adds: results are the same on every x86-64 (and on every ARM64)
     processor, at no measurable cost. The checked build keeps accesses where the source has them: no vectoriser, no unrolling.
     """
-    flags = [*common_flags(compiler), "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
-             f"-Werror=frame-larger-than={LARGEST_FRAME}"]
+    frame = (["-Werror=frame-larger-than", f"-Wframe-larger-than={LARGEST_FRAME}"] if compiler.is_clang
+             else [f"-Werror=frame-larger-than={LARGEST_FRAME}"])
+    flags = [*common_flags(compiler), "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", *frame]
     if not checked:
         return [*flags, "-O3"]
     flags += ["-O1", "-g1", "-DCU_CHECKED", "-fno-optimize-sibling-calls"]
@@ -141,28 +144,34 @@ def run(compiler, arguments, source=""):
         raise CompileError(explain(done.stderr, source))
 
 
-MESSAGE = re.compile(r"^(?:.*[/\\])?kernel\.cu:(\d+):(?:(\d+):)? (?:fatal )?(error|note|warning|required)?:? ?(.*)$")
+MESSAGE = re.compile(r"^(?:.*[/\\])?kernel\.cu:(\d+):(?:(\d+):)? (?:fatal )?(error|note|warning)?:? ?(.*)$")
+LEADS_TO = re.compile(r"(?:^In file included from|^ +from) (?:.*[/\\])?kernel\.cu:(\d+)|kernel\.cu:(\d+):\d+:   required from")
+CAME_FROM = re.compile(r"kernel\.cu:(\d+):\d+: note: (?:in instantiation|in expansion of macro|called from|expanded from|in evaluation)")
 
 
 def explain(stderr, source):
     """The compiler's errors, each at the learner's line.
 
-    An error inside a header is shown at the first line of the kernel that the compiler names as the way there.
+    An error inside a header is shown at the line of the kernel that led there; gcc names it before the error, clang after.
     """
-    found, elsewhere, lines = [], None, source.split("\n")
+    found, before, waiting, lines = [], None, None, source.split("\n")
     for text in stderr.splitlines():
         match = MESSAGE.match(text)
-        if not match:
-            if " error: " in text:
-                elsewhere = text.split(" error: ", 1)[1]
-            continue
-        number, column, level, message = int(match.group(1)), int(match.group(2) or 0), match.group(3), match.group(4)
-        if level == "error":
-            found.append((number, column, message))
-        elif elsewhere and ("required from" in text or "in instantiation" in text or "called from" in text
-                            or "in expansion of" in text):
-            found.append((number, column, elsewhere))
-            elsewhere = None
+        if match and match.group(3) == "error":
+            found.append((int(match.group(1)), int(match.group(2) or 0), match.group(4)))
+            before = waiting = None
+        elif lead := LEADS_TO.search(text):
+            before = int(lead.group(1) or lead.group(2))
+        elif (origin := CAME_FROM.search(text)) and waiting:
+            found.append((int(origin.group(1)), 0, waiting))
+            waiting = None
+        elif " error: " in text:
+            message = text.split(" error: ", 1)[1]
+            if before:
+                found.append((before, 0, message))
+            else:
+                waiting = message
+            before = None
     if not found:
         return stderr.strip() or "the compiler failed without saying why"
     shown = []
@@ -186,12 +195,12 @@ def tidy(message):
 
 
 def caret(line, column, message):
-    """The column to point at: the quoted word if the line has it (a rewritten line has other columns), else as given."""
+    """The column to point at: the quoted word if it is elsewhere (a rewritten line has other columns), else as given."""
     for word in re.findall(r"'([^']+)'", message):
         match = re.search(rf"\b{re.escape(word)}\b", line)
         if match and not line[column - 1:].startswith(word):
             return match.start() + 1
-    return None if "__shared__" in line and not column else column
+    return None if "__shared__" in line else column
 
 
 def build(compiler, text, source, checked, target):

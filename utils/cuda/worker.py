@@ -19,11 +19,24 @@ ALIGNMENT = 64           # bytes, of each argument
 PROBLEM_BYTES, TRAFFIC_BYTES, FIRST_GLOBAL = 176, 64, 16          # as in runtime/problems.h, traffic.h and memory.h
 
 
+def read_exactly(stream, count):
+    """`count` bytes, or fewer at the end of the stream."""
+    data = b""
+    while len(data) < count and (more := stream.read(count - len(data))):
+        data += more
+    return data
+
+
 def read_message(stream):
-    header = stream.read(4)
+    """The next message, or None at the end of the stream."""
+    header = read_exactly(stream, 4)
     if len(header) < 4:
         return None
-    return marshal.loads(stream.read(struct.unpack("=I", header)[0]))
+    body = read_exactly(stream, struct.unpack("=I", header)[0])
+    try:
+        return marshal.loads(body)
+    except (EOFError, ValueError, TypeError):          # the sender died in the middle of it
+        return None
 
 
 def message_bytes(message):

@@ -27,7 +27,7 @@ EXPORT void cu_end() {
 EXPORT void cu_begin(unsigned shift_of_dynamic_shared) {
   cu_end();
   dynamic_shift = shift_of_dynamic_shared;
-  arena_used = 0;
+  arena_used = shared_bytes = static_bytes = 0;
   races_unchecked = 0;
   n_pending = 0;
   epoch = 1;

@@ -65,13 +65,15 @@ static void free_region(Region* r) {
 
 // ---- shared memory: one arena, a guard band before and after every array, NaN until it is written
 
+enum { MOST_SHARED = 227 * 1024, MOST_STATIC = 48 * 1024 };      // bytes in a block, as on a GPU
 enum { ARENA_BYTES = 256 * 1024, GUARD = 1024, UNWRITTEN = 0xff };
 static char arena[ARENA_BYTES] __attribute__((aligned(128)));
-static size_t arena_used;
+static size_t arena_used, shared_bytes, static_bytes;
 
 static void* add_shared(const char* name, size_t bytes, int element, unsigned shift) {
   size_t padded = (bytes + 127) & ~(size_t)127;
-  if (n_shared == MAX_SHARED || arena_used + padded + 2 * GUARD > ARENA_BYTES) return 0;
+  shared_bytes += bytes;
+  if (n_shared == MAX_SHARED || shared_bytes > MOST_SHARED || arena_used + padded + 2 * GUARD > ARENA_BYTES) return 0;
   char* p = arena + arena_used + GUARD;
   arena_used += GUARD + padded;
   add_region(n_shared++, name, p, bytes, element, 1, shift);
@@ -81,7 +83,8 @@ static void* add_shared(const char* name, size_t bytes, int element, unsigned sh
 
 extern "C" void* cu_static_shared(CuSharedArray* array, const char* name, size_t bytes, size_t element) {
   if (array->launch == launch) return array->address;      // every thread of every block has the same one
-  array->address = add_shared(name, bytes, (int)element, shift_for((int)element));
+  static_bytes += bytes;
+  array->address = static_bytes > MOST_STATIC ? 0 : add_shared(name, bytes, (int)element, shift_for((int)element));
   array->launch = launch;
   if (array->address) return array->address;
   report(TOO_MUCH_SHARED, 0, 0);

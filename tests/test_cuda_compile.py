@@ -1,0 +1,184 @@
+"""Compiling: errors at the learner's line, what only a GPU can do, the cache, and the choice of a compiler."""
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from cuda_compilers import compiler  # noqa: F401
+
+from utils import cuda
+from utils.cuda import toolchain
+from utils.cuda.source import find_kernels, for_cpu
+
+
+def error_of(source, **how):
+    with pytest.raises(cuda.CompileError) as error:
+        cuda.compile(source, **how)
+    return str(error.value)
+
+
+def test_an_unknown_name_is_shown_in_its_line_with_a_caret(compiler):  # noqa: F811
+    text = error_of("""
+__global__ void k(float* y) {
+  y[threadIdx.x] = foo;
+}""")
+    assert text.startswith("line 3: ") and "'foo'" in text
+    assert text.splitlines()[1:] == ["    3 |   y[threadIdx.x] = foo;", "      |                    ^"]
+    assert "cuda_on_cpu" not in text and "kernel.cpp" not in text
+
+
+@pytest.mark.parametrize("line", [
+    "y[0] = x;", "float z = 1 y[0] = z;", "__shared__ float s[N];", "y[0] = __shfl_xor_sync(0xffffffff, y, 1, 2, 3, 4);",
+    "y.x = 1;", "threadIdx.w = 1;", "half h = half(y);", "atomicAdd(y, y);", "y[0] = sqrt(\"a\");"])
+def test_an_error_is_at_the_learners_line(line, compiler):  # noqa: F811
+    text = error_of(f"// a kernel\n__global__ void k(float* y) {{\n  int i = 0;\n  {line}\n}}\n")
+    assert text.startswith("line 4: "), text
+    assert f"    4 |   {line}" in text
+    assert "/include/" not in text
+
+
+def test_an_error_inside_a_template_of_ours_is_shown_where_the_learner_calls_it(compiler):  # noqa: F811
+    text = error_of("""
+struct Big { float x[8]; };
+__global__ void k(float* y) {
+  Big b;
+  b = __shfl_xor_sync(0xffffffff, b, 1);
+}""")
+    assert text.startswith("line 5: ") and "a shuffle moves at most 16 bytes" in text
+
+
+@pytest.mark.parametrize("line", [
+    'asm volatile("mov.u32 %0, %laneid;" : "=r"(i));', 'asm("bar.sync 0;");', "__asm__ volatile(\"nop\");",
+    "cuda::barrier<cuda::thread_scope_block> b;", "auto g = cooperative_groups::this_grid();", "k<<<1, 1>>>(y);"])
+def test_what_only_a_gpu_can_do_says_so(line, compiler):  # noqa: F811
+    text = error_of(f"__global__ void k(float* y) {{\n  int i = 0;\n  {line}\n  y[i] = 0.f;\n}}\n")
+    assert text.startswith("line 3: this is not available on the CPU") and "GPU" in text
+
+
+@pytest.mark.parametrize("header", ["<cooperative_groups.h>", "<cuda/barrier>", "<cuda/pipeline>", "<cuda_pipeline.h>"])
+def test_headers_that_only_a_gpu_has_say_so(header, compiler):  # noqa: F811
+    text = error_of(f"#include {header}\n__global__ void k(float* y) {{ y[0] = 0.f; }}\n")
+    assert text.startswith("line 1: this is not available on the CPU") and "GPU" in text
+
+
+def test_a_function_may_have_a_version_for_the_cpu():
+    kernel = cuda.compile("""
+__device__ int lane_id() {
+#if CU_ON_CPU
+  return threadIdx.x % 32;
+#else
+  int lane;
+  asm("mov.u32 %0, %laneid;" : "=r"(lane));
+  return lane;
+#endif
+}
+__global__ void k(int* y) { y[threadIdx.x] = lane_id(); }""")
+    y = np.zeros(64, np.int32)
+    kernel[1, 64](y)
+    assert y.tolist() == list(range(32)) * 2
+
+
+def test_large_local_arrays_are_refused_where_they_are(compiler):  # noqa: F811
+    text = error_of("""
+__global__ void k(float* y) {
+  float big[40000];
+  for (int i = 0; i < 40000; ++i) big[i] = y[i];
+  for (int i = 0; i < 40000; ++i) y[i] = big[(i * 7) % 40000];
+}""")
+    assert "the local variables of one thread take more than 88 KB" in text
+
+
+TWO = "__global__ void a(float* x) { x[0] = 1; }\n__global__ void b(float* x) { x[0] = 2; }\n"
+
+
+def test_which_kernel_and_which_template():
+    assert "2 kernels (a, b): say which one with name=" in error_of(TWO)
+    assert "no kernel called 'c'; it has a, b" in error_of(TWO, name="c")
+    assert "no kernel" in error_of("int x;")
+    assert "a is not a template" in error_of(TWO, name="a", template=(1,))
+    assert "k is a template: give its arguments" in error_of("template <int D> __global__ void k(float* x) { x[0] = D; }")
+    assert cuda.compile(TWO, name="b").name == "b"
+
+
+def test_kernels_and_their_parameters_are_found_whatever_the_spelling():
+    kernels = find_kernels("""
+// __global__ void no(int x)
+/* __global__ void neither(int x); */
+const char* text = "__global__ void nor(int)";
+extern "C" __global__ __launch_bounds__(128, 2) void one(const float *__restrict__ x, float* y, const int n = 3) {}
+template <class T, int N>
+__global__ void __launch_bounds__(64)
+two(T* const x, unsigned long long n, float w[]) {}
+static __global__ void three() {}
+""")
+    assert [(k.name, k.is_template, k.parameters) for k in kernels] == [
+        ("one", False, ("x", "y", "n")), ("two", True, ("x", "n", "w")), ("three", False, ())]
+
+
+def test_rewriting_shared_memory_keeps_every_line_where_it_is():
+    source = """
+template <int N> __global__ void k(float* x) {
+  __shared__ float a[N][N + 1],
+                   b[N];   // __shared__ int c[2];
+  __shared__ __align__(16) half c[8];
+  __shared__ float total;
+  extern __shared__ __align__(16) unsigned char bytes[];
+  x[0] = a[0][0];
+}"""
+    for checked in (False, True):
+        text = for_cpu(source, checked)
+        assert text.count("\n") == source.count("\n") and "extern __shared__" not in text
+        assert text.split("\n")[7].strip() == "x[0] = a[0][0];"
+
+
+@pytest.mark.parametrize("source", ["extern __shared__ float s[];\n__global__ void k() {}",
+                                    "__shared__ float s[4];\n__global__ void k() {}"])
+def test_shared_memory_outside_a_kernel_is_refused(source):
+    assert error_of(source).startswith("line 1: declare shared memory inside the kernel that uses it")
+
+
+def test_a_kernel_shows_its_name_and_parameters():
+    kernel = cuda.compile("template <int D> __global__ void k(const float* q, int n) {}", template=(64,))
+    assert (kernel.name, kernel.parameters, kernel.template) == ("k<64>", ("q", "n"), (64,))
+    assert kernel.declarations == ("const float* q", "int n") and repr(kernel) == "<kernel k<64>(const float* q, int n)>"
+
+
+def test_no_compiler_says_how_to_get_one(monkeypatch):
+    monkeypatch.delenv("CUDA_COURSE_CXX", raising=False)
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
+    monkeypatch.setattr(toolchain, "zig_command", lambda: None)
+    toolchain._find_compiler.cache_clear()
+    assert "pip install ziglang" in error_of(TWO, name="a")
+    toolchain._find_compiler.cache_clear()
+
+
+def test_an_unknown_compiler_is_named(monkeypatch):
+    monkeypatch.setenv("CUDA_COURSE_CXX", "no-such-compiler")
+    assert "'no-such-compiler', which is not on this machine" in error_of(TWO, name="a")
+
+
+def test_a_second_process_finds_the_compiled_kernel(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_COURSE_CACHE", str(tmp_path))
+    script = f"from utils import cuda; cuda.compile({TWO!r}, 'a')"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", script], check=True)
+    libraries = list(tmp_path.glob("*" + toolchain.LIBRARY_SUFFIX))
+    assert len(libraries) == 1 and not list(tmp_path.glob("build-*"))
+    written = libraries[0].stat().st_mtime_ns
+    start = time.perf_counter()
+    cuda.compile(TWO, "a")
+    assert time.perf_counter() - start < 0.2 and libraries[0].stat().st_mtime_ns == written
+
+
+def test_processes_that_compile_the_same_at_once_do_not_disturb_one_another(tmp_path):
+    script = f"""
+import os; os.environ["CUDA_COURSE_CACHE"] = {str(tmp_path)!r}
+import numpy as np
+from utils import cuda
+x = np.zeros(1, np.float32); cuda.compile({TWO!r}, 'b')[1, 1](x); assert x[0] == 2"""
+    with ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(lambda _: subprocess.run([sys.executable, "-c", script], capture_output=True), range(3)))
+    assert [d.returncode for d in done] == [0, 0, 0], done[0].stderr
+    assert not list(tmp_path.glob("build-*"))

@@ -1,0 +1,92 @@
+"""The report as text and as HTML: what it says, and that it says the same every time."""
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from cuda_cases import CASES, without_line
+
+from utils import cuda
+from utils.cuda import samples
+
+
+@pytest.fixture(scope="module")
+def strided():
+    """A kernel with a wasteful read, a bank conflict and no mistake."""
+    kernel = cuda.compile("""
+__global__ void k(const float* x, float* y) {
+  __shared__ float s[1024];
+  for (int i = threadIdx.x; i < 1024; i += 32) s[i] = x[i];
+  __syncwarp();
+  y[threadIdx.x] = x[threadIdx.x * 32]
+                 + s[threadIdx.x * 32];
+}""")
+    return kernel.check[1, 32](np.ones(1024, np.float32), np.zeros(32, np.float32))
+
+
+def test_the_three_byte_counts_and_why_they_differ(strided):
+    assert strided.global_loaded == 4 * (1024 + 32)
+    assert strided.sectors_loaded == 128 + 32 and strided.sector_bytes_loaded == 32 * 160
+    assert strided.distinct_loaded == 4096 and strided.distinct_stored == 128
+    text = str(strided)
+    assert re.search(r"requested by threads +4,224 +128  every load and store", text)
+    assert re.search(r"moved in sectors +5,120 +128  32-byte sectors", text)
+    assert re.search(r"distinct +4,096 +128  each sector once", text)
+    assert text.startswith("k: no problem found\n") and "31 extra wavefronts" in text
+
+
+def test_the_table_shows_each_line(strided):
+    rows = strided.table().splitlines()
+    assert rows[0].split() == ["line", "what", "array", "requests", "bytes", "sectors/req", "ideal", "conflicts", "source"]
+    assert any(re.match(r" +6 global load +x +1 +128 +32\.0 +4\.0 ", row) for row in rows), "\n".join(rows)
+    assert any(re.match(r" +7 shared load +s +1 +128 +31 ", row) for row in rows), "\n".join(rows)
+    assert strided.sectors_per_request[4] == 4 and strided.bank_conflicts == 31
+
+
+class Balanced(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.text = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_html_shows_the_source_with_counts_and_is_well_formed(strided):
+    page = strided._repr_html_()
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.open == []
+    for line in strided.source.split("\n"):
+        assert line in parser.text or not line
+    assert "32.0 (ideal 4.0)" in page and "<script" not in page and " id=" not in page
+    assert not re.search(r"(?<!-)color:\s*#?(000|fff|black|white)", page)
+
+
+def test_the_html_puts_a_problem_under_its_line():
+    case = CASES["matmul"]
+    line = next(i for i, text in enumerate(case.source.split("\n"), 1) if "__syncthreads" in text)
+    report, _, _ = case.launch(cuda.compile(without_line(case.source, line)).check)
+    page = report._repr_html_()
+    rows = re.findall(r"<tr>.*?</tr>", page, re.S)
+    at = [i for i, row in enumerate(rows) if "border-left" in row]
+    assert at and f">{report.problems[0].line}</td>" in rows[at[0] - 1]
+    assert "RACE on shared tile_" in rows[at[0]]
+
+
+def test_a_hostile_source_is_escaped():
+    report = cuda.compile("// <b>&amp;</b><script>alert(1)</script>\n__global__ void k(float* y) { y[0] = 1; }").check[1, 1](
+        np.zeros(1, np.float32))
+    assert "<script>" not in report._repr_html_() and "&lt;script&gt;" in report._repr_html_()
+
+
+def test_shared_bytes_are_those_of_a_block():
+    q = np.zeros((1, 64, 32), np.float32)
+    report = cuda.compile(samples.FLASH, template=(32,)).check[1, 128, samples.flash_shared_bytes(32)](q, q, q, q.copy(), 64, 1.0)
+    assert report.shared_bytes == samples.flash_shared_bytes(32)
