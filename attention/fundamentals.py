@@ -170,6 +170,22 @@ class AdditiveAttention(nn.Module):
         return (weights[:, None] @ keys)[:, 0], weights
 
 
+class Encoder(nn.Module):
+    """Annotations of a sentence: a GRU reads it forwards, another backwards. Sentences as in Seq2Seq."""
+
+    def __init__(self, n_source, d_hidden):
+        super().__init__()
+        self.embed = nn.Embedding(n_source, d_hidden)
+        self.gru = nn.GRU(d_hidden, d_hidden, batch_first=True, bidirectional=True)
+
+    def forward(self, source):
+        """All h_j (batch, n_source, 2 d), and the two states that have read everything, h_n and h_1, each (batch, d)."""
+        lengths = (source != Vocabulary.PAD).sum(1).cpu()
+        words = pack_padded_sequence(self.embed(source), lengths, batch_first=True, enforce_sorted=False)
+        h, (h_n, h_1) = self.gru(words)
+        return pad_packed_sequence(h, batch_first=True, total_length=source.shape[1])[0], h_n, h_1
+
+
 class Seq2Seq(nn.Module):
     """An encoder-decoder of word ids, as in Bahdanau et al. 2014 (arXiv 1409.0473), with attention or one fixed vector.
 
@@ -184,32 +200,24 @@ class Seq2Seq(nn.Module):
         super().__init__()
         if attention not in ("additive", None):
             raise ValueError(f'attention must be "additive" or None, not {attention!r}')
-        self.embed_source = nn.Embedding(n_source, d_hidden)
+        self.encoder = Encoder(n_source, d_hidden)
         self.embed_target = nn.Embedding(n_target, d_hidden)
-        self.encoder = nn.GRU(d_hidden, d_hidden, batch_first=True, bidirectional=True)
         self.w_s = nn.Parameter(torch.randn(d_hidden, d_hidden) / math.sqrt(d_hidden))
         self.attention = AdditiveAttention(d_hidden, 2 * d_hidden, d_hidden) if attention else None
         self.f = nn.GRUCell(3 * d_hidden, d_hidden)
         self.g = nn.Linear(4 * d_hidden, n_target)
-
-    def encode(self, source):
-        """What c_t is made from, all h_j (batch, n_source, 2 d) or the one vector (batch, 2 d); and s_0 (batch, d)."""
-        lengths = (source != Vocabulary.PAD).sum(1).cpu()
-        words = pack_padded_sequence(self.embed_source(source), lengths, batch_first=True, enforce_sorted=False)
-        h, (h_n, h_1) = self.encoder(words)
-        h, _ = pad_packed_sequence(h, batch_first=True, total_length=source.shape[1])
-        return h if self.attention else torch.cat([h_n, h_1], dim=-1), torch.tanh(h_1 @ self.w_s)
 
     def decode(self, source, n_steps, target=None):
         """Logits (batch, n_steps, n_target), and alignments (batch, n_steps, length of source) or None.
 
         y_{t-1} is the target's word where there is a target, and the decoder's own best word where there is none.
         """
-        h, s = self.encode(source)
+        h, h_n, h_1 = self.encoder(source)
+        s, fixed = torch.tanh(h_1 @ self.w_s), torch.cat([h_n, h_1], dim=-1)
         y, logits, alignments = torch.full_like(source[:, 0], Vocabulary.START), [], []
         for t in range(n_steps):
             y = self.embed_target(y)
-            c, alpha = self.attention(s, h, source != Vocabulary.PAD) if self.attention else (h, None)
+            c, alpha = self.attention(s, h, source != Vocabulary.PAD) if self.attention else (fixed, None)
             s = self.f(torch.cat([y, c], dim=-1), s)
             logits.append(self.g(torch.cat([y, s, c], dim=-1)))
             alignments.append(alpha)
@@ -307,25 +315,31 @@ def barrier_places():
     return {1, 3}
 
 
+ROW_OF_A_TILE = r"""
+#define PAD 1                                           // one unused float at the end of each row of a tile
+__device__ float row_max(float x) {                     // over the TILE threads that share a row of the tile
+  for (int o = TILE / 2; o > 0; o /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, o));
+  return x;
+}
+__device__ float row_sum(float x) {
+  for (int o = TILE / 2; o > 0; o /= 2) x += __shfl_xor_sync(0xffffffff, x, o);
+  return x;
+}
+"""
+
+
 ATTENTION_TILED = r"""
-#define PAD 1                                           // one unused float a row, against bank conflicts
 __global__ void attention_tiled(const float* q, const float* k, const float* v, const unsigned char* mask, float* out,
                                 int n_queries, int n_keys, int d, int d_v, int use_mask, int causal, float scale) {
   extern __shared__ float shared[];
-  float* q_tile = shared;                               // TILE queries
-  float* k_tile = q_tile + TILE * (d + PAD);            // TILE keys
-  float* v_tile = k_tile + TILE * (d + PAD);            // TILE values
-  float* o_tile = v_tile + TILE * (d_v + PAD);          // TILE rows of output, not yet divided
-  float* p_tile = o_tile + TILE * (d_v + PAD);          // TILE x TILE weights, not yet divided: all that is ever stored
-  int x = threadIdx.x, y = threadIdx.y;                 // key and query inside the tile
+  float *q_tile = shared, *k_tile = q_tile + TILE * (d + PAD), *v_tile = k_tile + TILE * (d + PAD);
+  float *o_tile = v_tile + TILE * (d_v + PAD), *p_tile = o_tile + TILE * (d_v + PAD);   // output and weights, undivided
+  int x = threadIdx.x, y = threadIdx.y, i = blockIdx.y * TILE + y;
   size_t head = blockIdx.x;
-  int first_query = blockIdx.y * TILE, i = first_query + y;
-  q += head * n_queries * d;
-  k += head * n_keys * d;
-  v += head * n_keys * d_v;
+  q += head * n_queries * d, k += head * n_keys * d, v += head * n_keys * d_v;
 
   // load the queries
-  load_tile(q_tile, d + PAD, q, first_query, n_queries, d);
+  load_tile(q_tile, d + PAD, q, blockIdx.y * TILE, n_queries, d);
   for (int c = x; c < d_v; c += TILE) o_tile[y * (d_v + PAD) + c] = 0.0f;
 
   float maximum = -INFINITY, total = 0.0f;
@@ -345,30 +359,24 @@ __global__ void attention_tiled(const float* q, const float* k, const float* v, 
       for (int t = 0; t < d; ++t) s += q_tile[y * (d + PAD) + t] * k_tile[x * (d + PAD) + t];
       s = allowed ? scale * s : -INFINITY;
 
-      // first pass: the maximum of the row
       if (pass == 0) { maximum = fmaxf(maximum, s); continue; }
 
-      // second pass: weights and blend
-      float p = expf(s - maximum);
-      total += p;
-      p_tile[y * (TILE + PAD) + x] = p;
+      // weights and blend, once the maximum is known
+      p_tile[y * (TILE + PAD) + x] = expf(s - maximum);
       __syncwarp();                                     // a row of the tile belongs to one warp
+      total += p_tile[y * (TILE + PAD) + x];
       for (int c = x; c < d_v; c += TILE)
         for (int r = 0; r < TILE; ++r)
           o_tile[y * (d_v + PAD) + c] += p_tile[y * (TILE + PAD) + r] * v_tile[r * (d_v + PAD) + c];
     }
-    // the sixteen threads of a row combine what they found
-    for (int o = TILE / 2; o > 0; o /= 2) {
-      maximum = fmaxf(maximum, __shfl_xor_sync(0xffffffff, maximum, o));
-      total += __shfl_xor_sync(0xffffffff, total, o);
-    }
+    maximum = row_max(maximum);
     if (maximum == -INFINITY) maximum = 0.0f;           // nothing to attend: every weight is exp(-inf) = 0
   }
+  total = row_sum(total);
 
   // write
-  if (i < n_queries)
-    for (int c = x; c < d_v; c += TILE)
-      out[(head * n_queries + i) * d_v + c] = total > 0.0f ? o_tile[y * (d_v + PAD) + c] / total : 0.0f;
+  for (int c = x; c < d_v && i < n_queries; c += TILE)
+    out[(head * n_queries + i) * d_v + c] = total > 0.0f ? o_tile[y * (d_v + PAD) + c] / total : 0.0f;
 }
 """
 
@@ -376,7 +384,7 @@ __global__ void attention_tiled(const float* q, const float* k, const float* v, 
 @functools.cache
 def attention_kernel():
     """The tiled kernel, compiled on first use."""
-    return cuda.compile(LOAD_TILE + ATTENTION_TILED, name="attention_tiled")
+    return cuda.compile(LOAD_TILE + ROW_OF_A_TILE + ATTENTION_TILED, name="attention_tiled")
 
 def attention_launch(q, k, v, mask, causal, scale):
     """Grid, block, shared bytes, arguments and output of the tiled kernel, for tensors (..., seq, d)."""

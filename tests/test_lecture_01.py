@@ -177,13 +177,13 @@ def tiled_arguments(n, m, d, causal):
 
 
 def barriers():
-    source = f.LOAD_TILE + f.ATTENTION_TILED
+    source = f.LOAD_TILE + f.ROW_OF_A_TILE + f.ATTENTION_TILED
     return [at for at in range(len(source)) if source.startswith(("__syncthreads();", "__syncwarp();"), at)]
 
 
 @pytest.mark.parametrize("which", range(3))
 def test_every_barrier_of_the_tiled_kernel_is_needed_and_its_absence_reported(which):
-    source, places = f.LOAD_TILE + f.ATTENTION_TILED, barriers()
+    source, places = f.LOAD_TILE + f.ROW_OF_A_TILE + f.ATTENTION_TILED, barriers()
     assert len(places) == 3
     at = places[which]
     without = source[:at] + " " * (source.index(";", at) + 1 - at) + source[source.index(";", at) + 1:]

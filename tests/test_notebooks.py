@@ -127,7 +127,8 @@ def test_outputs_are_stored_as_the_build_cleans_them(path):
 
 @every_notebook
 def test_cells_are_short(path):
-    sizes = [(len(cell.source.splitlines()), cell.source.splitlines()[0]) for cell in read(path).cells if cell.source]
+    sources = [[line for line in cell.source.splitlines() if line.strip()] for cell in read(path).cells if cell.source]
+    sizes = [(len(lines), lines[0]) for lines in sources]
     assert [size for size in sizes if size[0] > MOST_LINES] == []
 
 

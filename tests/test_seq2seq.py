@@ -86,23 +86,19 @@ def test_alignments_are_distributions_over_the_words_that_are_there():
 
 def test_an_annotation_joins_the_forward_and_the_backward_state_of_the_same_word():
     net = model()
-    h, _ = net.encode(SOURCE[:1])
+    h, _, _ = net.encoder(SOURCE[:1])
     changed = SOURCE[:1].clone()
     changed[0, 2] = 3
-    other, _ = net.encode(changed)
+    other, _, _ = net.encoder(changed)
     moved = (h != other)[0]
     assert moved[:, :6].any(-1).tolist() == [False, False, True, True, True]       # forward: from the changed word on
     assert moved[:, 6:].any(-1).tolist() == [True, True, True, False, False]       # backward: up to the changed word
 
 
-def test_the_fixed_vector_and_the_first_state_are_the_ends_of_the_two_readings():
-    fixed, searched = model(None), model()
-    searched.load_state_dict(fixed.state_dict(), strict=False)
-    h, s_0 = searched.encode(SOURCE)
-    vector, s_fixed = fixed.encode(SOURCE)
-    assert torch.allclose(vector[0], torch.cat([h[0, 4, :6], h[0, 0, 6:]])) and torch.equal(s_0, s_fixed)
-    assert torch.allclose(vector[1], torch.cat([h[1, 2, :6], h[1, 0, 6:]]))
-    assert torch.allclose(s_0, torch.tanh(h[:, 0, 6:] @ searched.w_s))
+def test_the_two_last_states_are_the_ends_of_the_two_readings():
+    h, h_n, h_1 = model().encoder(SOURCE)
+    assert torch.allclose(h_n, torch.stack([h[0, 4, :6], h[1, 2, :6]]))            # the last word that is there
+    assert torch.allclose(h_1, h[:, 0, 6:])
 
 
 def test_an_unknown_attention_is_named():
