@@ -1412,8 +1412,6 @@ print("hundert, tausend, Million: less often than the tens, for each seed:",
 # a machine with an NVIDIA GPU the same call, given CUDA tensors, runs there.
 
 # %%
-from utils.cuda import figures
-
 SCALE = r"""
 __global__ void scale(const float* x, float* y, float factor, int n) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;      // this thread's element
@@ -1470,8 +1468,8 @@ strided
 
 # %%
 lane = np.arange(32)
-figures.warp_access(4 * lane[:8] * n_keys)                      # byte offsets of the first 8 lanes at j = 0
-figures.warp_access(4 * lane)                                   # and of 32 neighbours
+plotting.warp_access(4 * lane[:8] * n_keys)                      # byte offsets of the first 8 lanes at j = 0
+plotting.warp_access(4 * lane)                                   # and of 32 neighbours
 plotting.show("Two maps of memory: eight lanes that read a row apart touch eight sectors and use one word of each; "
               "32 neighbouring lanes fill four sectors.")
 
@@ -1692,7 +1690,7 @@ print(f"a read of the tile by a warp takes {turns:.0f} turns")
 
 # %%
 for stride in (d, d + 1):
-    figures.bank_map(4 * stride * np.arange(16))
+    plotting.bank_map(4 * stride * np.arange(16))
 plotting.show("Two maps of the 32 banks: with rows 32 words apart sixteen keys pile up in one bank, "
               "with rows 33 apart each key has a bank of its own.")
 
@@ -1845,10 +1843,10 @@ print(f"requested: {traffic(naive)[0] / traffic([tiled])[0]:.0f} times fewer")
 # What the blocks do, in the second pass: each keeps its tile of Q and walks along the tiles of K and V.
 
 # %%
-figures.walk([(block, block, tile) for block in range(tiles(n)) for tile in range(tiles(m))])
+plotting.walk([(block, block, tile) for block in range(tiles(n)) for tile in range(tiles(m))])
 
 # %%
-figures.walk_picture([(block, block, tile) for block in range(tiles(n)) for tile in range(tiles(m))])
+plotting.walk_picture([(block, block, tile) for block in range(tiles(n)) for tile in range(tiles(m))])
 plotting.show("The four by five tiles of the score matrix, coloured by block and numbered by step: "
               "each block works along one row.")
 
