@@ -124,7 +124,7 @@ def _value(where, code, size, a):
 
 def _bfloat16(x):
     bits = struct.unpack("=I", struct.pack("=f", x))[0]
-    if x != x:
+    if math.isnan(x):
         return struct.pack("=H", 0x7FFF)
     return struct.pack("=H", (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 & 0xFFFF)
 

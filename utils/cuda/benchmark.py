@@ -3,6 +3,7 @@ import os
 import tempfile
 import time
 import warnings
+from functools import partial
 
 import numpy as np
 
@@ -50,9 +51,10 @@ def flash_times():
         out = np.zeros_like(q)
         shape = (n // 64, heads), 128, flash_shared_bytes(D)
         arguments = q, k, v, out, n, D ** -0.5
+        what = f"flash attention, N={n}, d={D}, {heads} head{'s' * (heads > 1)}"
         if n <= 256:
-            show(f"flash attention, N={n}, d={D}, {heads} head, checked", best(lambda: kernel.check[shape](*arguments), 3))
-        show(f"flash attention, N={n}, d={D}, {heads} heads, plain", best(lambda: kernel.fast[shape](*arguments)))
+            show(f"{what}, checked", best(partial(kernel.check[shape], *arguments), 3))
+        show(f"{what}, plain", best(partial(kernel.fast[shape], *arguments)))
 
 
 def matmul_times():

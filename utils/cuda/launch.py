@@ -9,9 +9,9 @@ import warnings
 from . import arguments as args
 from . import process
 from .compile import checked_build, plain_build
-from .source import CompileError, blank, cell_shift, choose_kernel, instance
 from .problems import Problem
 from .report import Report
+from .source import CompileError, blank, cell_shift, choose_kernel, instance
 
 MAX_SHARED = 227 * 1024           # bytes of shared memory a block can have on sm_90; sm_80 has 163 KB, sm_120 99 KB
 DEFAULT_SHARED = 48 * 1024        # more than this, a GPU grants only on request; utils.cuda.gpu asks for it

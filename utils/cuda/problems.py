@@ -129,7 +129,6 @@ class Writer:
                 f"{self.first_at(r)}")
 
     def _barrier(self, r):
-        _, other = self.text(r)
         begin = f"BARRIER NOT REACHED BY ALL in {self.where(r)}: {self.thread(r.thread1)} waits {self.at(r.line1)}\n  "
         if not r.line2:
             return begin + f"but {self.thread(r.thread2)} has already returned"

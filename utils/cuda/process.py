@@ -96,7 +96,7 @@ class Worker:
             self.close()
             raise WorkerDied(status)
         if isinstance(reply, str):
-            raise RuntimeError(f"the process that runs kernels failed: {reply}")
+            raise RuntimeError(f"the process that runs kernels failed: {reply}")  # noqa: TRY004
         return reply
 
     def _wait(self):

@@ -154,8 +154,9 @@ class Report:
     def table(self):
         """Traffic by source line, as text."""
         lines = self.source.split("\n")
-        out = [f"{'line':>4} {'what':<13} {'array':<10} {'requests':>9} {'bytes':>12} {'sectors/req':>11} {'ideal':>5} "
-               f"{'conflicts':>9}  source"]
+        heading = (f"{'line':>4} {'what':<13} {'array':<10} {'requests':>9} {'bytes':>12} {'sectors/req':>11} {'ideal':>5} "
+                   f"{'conflicts':>9}  source")
+        out = [heading]
         for r in self.rows:
             if r.space == "global":
                 cost = f"{r.sectors / r.requests:>11.1f} {r.ideal_sectors / r.requests:>5.1f} {'':>9}"
@@ -179,27 +180,28 @@ WASTE, WRONG = "background:rgba(230,159,0,.22)", "background:rgba(213,94,0,.22)"
 
 
 def _cell(text, align="right", style=""):
-    return f'<td style="padding:0 .6em;text-align:{align};white-space:pre;{style}">{text}</td>'
+    return (f'<td style="padding:0 .6em;text-align:{align};vertical-align:top;white-space:pre;color:inherit;{style}">{text}</td>')
+
+
+def _table(head, body):
+    titles = "".join(_cell(f"<b>{text}</b>", align) for text, align in head)
+    return f'<table style="border-collapse:collapse;color:inherit;margin-top:.6em"><tr>{titles}</tr>{body}</table>'
 
 
 def _page(report):
-    """The kernel's source with counts and problems beside each line."""
-    head = "".join(_cell(f"<b>{h}</b>", a) for h, a in (
-        ("line", "right"), ("source", "left"), ("global B", "right"), ("sectors/request", "right"),
-        ("shared B", "right"), ("conflicts", "right")))
-    body = []
+    """The counts, and the kernel's source with counts and problems beside each line."""
+    counts = "".join(f"<tr>{_cell(what, 'left')}{_cell(f'{loaded:,}')}{_cell(f'{stored:,}')}{_cell(why, 'left')}</tr>"
+                     for what, loaded, stored, why in report.summary())
+    body = [_problem_row(p) for p in report.problems if p.line == 0]
     for number, text in enumerate(report.source.split("\n"), 1):
-        body.append(_source_row(report, number, text))
+        if text.strip():
+            body.append(_source_row(report, number, text))
         body += [_problem_row(p) for p in report.problems if p.line == number]
-    body = [_problem_row(p) for p in report.problems if p.line == 0] + body
-    counts = "".join(
-        f"<tr>{_cell(what, 'left')}{_cell(f'{loaded:,}')}{_cell(f'{stored:,}')}{_cell(why, 'left')}</tr>"
-        for what, loaded, stored, why in report.summary())
-    titles = "".join(_cell(f"<b>{h}</b>", a) for h, a in (
-        ("bytes", "left"), ("loaded", "right"), ("stored", "right"), ("counting", "left")))
-    return (f'<div style="font-family:monospace;font-size:12px;overflow-x:auto"><b>{html.escape(str(report).splitlines()[0])}</b>'
-            f'<table style="border-collapse:collapse"><tr>{titles}</tr>{counts}</table>'
-            f'<table style="border-collapse:collapse;margin-top:.6em"><tr>{head}</tr>{"".join(body)}</table></div>')
+    verdict = html.escape(str(report).splitlines()[0])
+    return (f'<div style="font-family:monospace;font-size:12px;overflow-x:auto"><b>{verdict}</b>'
+            + _table((("bytes", "left"), ("loaded", "right"), ("stored", "right"), ("counting", "left")), counts)
+            + _table((("global bytes", "right"), ("sectors/request", "right"), ("shared bytes", "right"),
+                      ("conflicts", "right"), ("line", "right"), ("source", "left")), "".join(body)) + "</div>")
 
 
 def _source_row(report, number, text):
@@ -209,18 +211,18 @@ def _source_row(report, number, text):
     wasteful, conflicts = (any(r.sectors > r.ideal_sectors for r in on_global), any(r.conflicts for r in on_shared))
     wrong = any(p.line == number for p in report.problems)
     return "<tr>" + "".join([
-        _cell(number), _cell(html.escape(text), "left", WRONG if wrong else ""),
         _cell(_lines(f"{r.kind} {r.array} {r.bytes:,}" for r in on_global)),
         _cell(_lines(f"{r.sectors / r.requests:.1f} (ideal {r.ideal_sectors / r.requests:.1f})" for r in on_global),
               style=WASTE if wasteful else ""),
         _cell(_lines(f"{r.kind} {_short(r.array)} {r.bytes:,}" for r in on_shared)),
-        _cell(_lines(f"{r.conflicts:,}" for r in on_shared), style=WASTE if conflicts else "")]) + "</tr>"
+        _cell(_lines(f"{r.conflicts:,}" for r in on_shared), style=WASTE if conflicts else ""),
+        _cell(number), _cell(html.escape(text), "left", WRONG if wrong else "")]) + "</tr>"
 
 
 def _lines(texts):
-    return "<br>".join(html.escape(text) for text in texts)
+    return "<br/>".join(html.escape(text) for text in texts)
 
 
 def _problem_row(problem: Problem):
-    return (f'<tr><td></td><td colspan="5" style="padding:.1em .6em;text-align:left;white-space:pre-wrap;'
+    return (f'<tr><td colspan="5"></td><td style="padding:.1em .6em;text-align:left;white-space:pre-wrap;color:inherit;'
             f'border-left:3px solid #d55e00">{html.escape(str(problem))}</td></tr>')

@@ -2,7 +2,7 @@
 import re
 from dataclasses import dataclass
 
-SKIPPED = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'', re.S)
+SKIPPED = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'', re.DOTALL)
 KERNEL = re.compile(r"\b__global__\b(?:[^;{}()]|__launch_bounds__\s*\([^)]*\))*?\b(\w+)\s*\((?<!__launch_bounds__\()")
 SHARED = re.compile(r"\b__shared__\b\s*([^;]+);")
 EXTERN_SHARED = re.compile(r"\bextern\s+__shared__\s+([^;]+);")

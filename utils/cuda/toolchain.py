@@ -63,7 +63,7 @@ def _find_compiler(wanted):
 
 
 def _has_command_line_tools():
-    return sys.platform != "darwin" or subprocess.run(["xcode-select", "-p"], capture_output=True).returncode == 0
+    return sys.platform != "darwin" or subprocess.run(["xcode-select", "-p"], capture_output=True, check=False).returncode == 0
 
 
 def cache_folder():
@@ -139,7 +139,7 @@ def run(compiler, arguments, source=""):
     """Run the compiler. Raises CompileError with the errors that are about `source`."""
     environment = {**os.environ, "LC_ALL": "C"}      # plain quotes in gcc's messages
     done = subprocess.run([*compiler.command, *map(str, arguments)], capture_output=True, text=True, errors="replace",
-                          env=environment)
+                          env=environment, check=False)
     if done.returncode:
         raise CompileError(explain(done.stderr, source))
 

@@ -177,9 +177,11 @@ def main():
                 capacity, limit, *rest = launch
                 start = memory.address(capacity)
                 started.put(limit)
-                reply = libraries[path].run(start, *rest)
-                finished.release()
-        except Exception as error:                       # a library that cannot be loaded, say
+                try:
+                    reply = libraries[path].run(start, *rest)
+                finally:
+                    finished.release()
+        except (OSError, ValueError, TypeError, AttributeError, struct.error) as error:      # no such library, say
             reply = f"{type(error).__name__}: {error}"
         replies.write(message_bytes(reply))
 
