@@ -145,7 +145,7 @@ def run_all(page):
     choose(page, "Run", "Run All Cells")
     prompts = "[...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')]"
     numbered = f"{prompts}.filter(prompt => /\\[\\d+\\]/.test(prompt.textContent)).length"
-    failure = "[data-mime-type='application/vnd.jupyter.stderr']"  # errors too are shown as this type
+    failure = "[data-mime-type='application/vnd.jupyter.stderr'] pre:has(.ansi-red-fg)"  # no progress bar is red
     page.wait_for_function(f"{numbered} == {prompts}.length || document.querySelector(`{failure}`)", timeout=RUN)
     page.wait_for_timeout(1000)  # for the last figure
     images = "[...document.querySelectorAll('.jp-OutputArea-output img')]"
@@ -181,6 +181,7 @@ def test_every_cell_runs_every_figure_is_drawn_and_nothing_leaves_the_machine(pa
     open_notebook(page, address, f"{stem}.ipynb")
     visit = run_all(page)
     take_screenshots(page, stem)
+    assert visit.errors == []
     assert visit == Visit(len(code), [], visit.images, 0, [], [])
     assert visit.images >= len(figures)
 

@@ -64,7 +64,12 @@ def imports(path, top_only=False):
             modules |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             modules.add(node.module.partition(".")[0])
-    return modules - sys.stdlib_module_names - {"attention", "utils", "tests", "course"}
+    return modules - sys.stdlib_module_names - {"attention", "utils", "tests", "course", *neighbours(path)}
+
+
+def neighbours(path):
+    """The modules in the same folder, which a test may import by their bare name."""
+    return {other.stem for other in path.parent.glob("*.py")}
 
 
 def sources(*folders):
