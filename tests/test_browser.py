@@ -164,8 +164,9 @@ def take_screenshots(page, stem):
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     for old in SCREENSHOTS.glob(f"{stem}-*.png"):
         old.unlink()
-    page.screenshot(path=SCREENSHOTS / f"{stem}-00.png")
     panel = page.locator(".jp-NotebookPanel-notebook .jp-WindowedPanel-outer")
+    panel.evaluate("panel => panel.scrollTo(0, 0)")
+    page.screenshot(path=SCREENSHOTS / f"{stem}-00.png")
     height, step = panel.evaluate("panel => [panel.scrollHeight, panel.clientHeight]")
     for number, top in enumerate(range(0, height, step), start=1):
         panel.evaluate("(panel, top) => panel.scrollTo(0, top)", top)
