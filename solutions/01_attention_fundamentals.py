@@ -105,9 +105,10 @@ print(f"{len(train)} pairs to learn from, {len(test)} others to test with")
 print(f"the longest number has {max(len(p.source) for p in test)} English words")
 
 # %% [markdown]
-# The network reads the English words with a recurrent net, forwards and backwards, and hands over **one vector** of 96
-# numbers. A second recurrent net writes the German words from that. It is called an encoder-decoder. We borrow the
-# finished class; part 3 takes it apart.
+# A **recurrent net** reads one word at a time and rewrites a vector, its state: $h_t = f(h_{t-1}, x_t)$. Here one reads
+# the English words forwards and another backwards, and their last states together are **one vector** of 96 numbers. A
+# third writes the German words from that. This is an encoder-decoder. We borrow the finished class; part 3 takes it
+# apart.
 
 # %%
 from attention.fundamentals import Seq2Seq
@@ -499,6 +500,9 @@ out_torch = torch.nn.functional.scaled_dot_product_attention(*(torch.from_numpy(
 print("agrees with PyTorch to 1e-12:", np.allclose(out_torch[0, 0].numpy(), out, atol=1e-12))
 
 # %% [markdown]
+# One such attention, with queries, keys and values of its own, is called a **head**. Real models run several side by
+# side (lecture 02); `d_head` is the length of a head's queries and keys.
+#
 # When queries, keys and values are all computed from the *same* sequence, this is **self-attention**. When the queries
 # come from one sequence and the keys and values from another, it is **cross-attention**. The formula does not know the
 # difference.
@@ -565,8 +569,9 @@ softmax = check("1.1", softmax)
 # and the dot product adds $d$ of them: its variance is $d$ and its typical size $\sqrt d$ (Vaswani et al. 2017, section
 # 3.2.1, footnote 4).
 #
-# *Predict.* With 64 random keys and no training at all, what is the largest weight on average: with $d = 16$? With $d =
-# 1024$?
+# *Predict.* With 64 random keys and no training at all, is the largest weight on average nearer to 1/64, to one half or
+# to
+# 1: with $d = 16$? With $d = 1024$? (Of 64 normal draws the largest lies about 2.4 standard deviations out.)
 
 # %%
 sizes = [16, 64, 256, 1024]
@@ -639,7 +644,7 @@ additive_scores = check("1.2", additive_scores)
 # A score says how well a query and a key match. Since 2014 at least seven functions have been proposed for it. **What
 # do they share, what does each cost, and are they really seven?**
 #
-# *Predict.* One of them never looks at the keys, and two are the same function under two names. Which?
+# Here they are, one branch each.
 
 # %%
 def score(kind, q, k, *weights):
@@ -796,8 +801,8 @@ plotting.show("Heat map of the weights of the worked example; the largest, 0.63,
 # the street. Many introductions show one head of one model whose weights follow that change. **What do the 72 heads
 # of a real model do?**
 #
-# The model is MiniLM: 6 layers of 12 heads, tuned so that sentences of similar meaning get similar vectors. Layers
-# and heads are counted from 0, as in the code.
+# The model is MiniLM: 6 layers of 12 heads, tuned so that sentences of similar meaning get similar vectors; [CLS] is
+# its start token. Layers and heads are counted from 0, as in the code.
 #
 # *Predict.* In how many of the 72 heads does "it" look clearly more at "animal" than at "street", and in how many is
 # it the other way round, when the word is *tired*? And when it is *wide*?
@@ -886,51 +891,9 @@ outer, inner = np.array([0.5, 0.0, 0.0, 0.5]), np.array([0.0, 0.5, 0.5, 0.0])
 print("outputs:", outer @ values, inner @ values, "  weights in common:", np.minimum(outer, inner).sum())
 
 # %% [markdown]
-# They can, without one weight in common. The general condition: a change $\delta$ of a row is invisible if
-# $\delta^\top V = 0$, and allowed if $\delta^\top \mathbf{1} = 0$ and no weight turns negative. A row with positive
-# weights has such a change exactly when the number of keys exceeds the rank of $[V\;\mathbf{1}]$. That rank is at
-# most $d_\text{head} + 1$: **with more keys than that, other maps always exist.** For one head of 32 dimensions:
-
-# %%
-draw = np.random.default_rng(7)
-for n in (16, 33, 34, 64, 512):
-    values = draw.standard_normal((n, 32))
-    fixed = np.concatenate([values, np.ones((n, 1))], axis=1)                       # what a change may not touch
-    row = softmax(draw.standard_normal(n))
-    delta = softmax(draw.standard_normal(n)) - row                                  # towards another map
-    delta -= fixed @ np.linalg.lstsq(fixed, delta, rcond=None)[0]                   # only the part that nobody sees
-    free = n - np.linalg.matrix_rank(fixed)
-    if free:
-        other = row + delta * np.min(row[delta < 0] / -delta[delta < 0])            # as far as the first weight at zero
-        print(f"{n:4d} keys: {free:3d} free directions; {np.abs(other - row).sum() / 2:.2f} of the weight moved, "
-              f"output unchanged: {np.allclose(other @ values, row @ values)}")
-    else:
-        print(f"{n:4d} keys:   0 free directions; the output determines the row")
-
-# %% [markdown]
-# Is the row of "it" in our sentence determined? MiniLM has 32 dimensions a head and the sentence has 16 tokens. The
-# values are computed from the hidden states between its layers.
-
-# %%
-model, tokenizer = data.minilm()
-inputs = tokenizer("The animal didn't cross the street because it was too tired.", return_tensors="pt")
-with torch.no_grad():
-    hidden = model(**inputs, output_hidden_states=True).hidden_states          # what enters each layer, (1, 16, 384)
-    flat = [layer.attention.self.value(x)[0] for layer, x in zip(model.encoder.layer, hidden)]
-head_values = np.stack(flat).reshape(6, 16, 12, 32).transpose(0, 2, 1, 3)          # (layers, heads, n, d_head)
-fixed = np.concatenate([head_values, np.ones((6, 12, 16, 1))], axis=-1)
-ranks = np.linalg.matrix_rank(fixed)
-print(f"rank of [V 1] in the 72 heads: {ranks.min()} to {ranks.max()}, for 16 keys")
-
-# %% [markdown]
-# It is: 16 independent values, so a head's output betrays its weights. In a text of more than 33 tokens it no longer
-# does. And even a determined weight is not yet an explanation: it says what was read, not whether that changed the
-# answer. "Attention is not explanation" and "Attention is not *not* explanation" are both titles of papers; the
-# second one's point is that it depends on what is asked of an explanation, and that this can be tested.
-#
-# *Sources: Brunner et al. 2019, On Identifiability in Transformers, arXiv 1908.04211 (weights are not identifiable
-# for sequences longer than the head dimension); Wiegreffe and Pinter 2019, Attention is not not Explanation, arXiv
-# 1908.04626, answering Jain and Wallace 2019.*
+# They can, without one weight in common. With more keys than $d_\text{head} + 1$ such other maps always exist (the
+# section "When does the output determine the weights?" in Going further computes it for a real model). So a map of
+# weights is evidence of where a head looked, and not by itself an explanation of the answer.
 
 # %% [markdown]
 # ## 1.9 Masks: who may look where
@@ -963,10 +926,10 @@ def causal_mask(n_queries, n_keys=None):
 
     With more queries than keys the first rows see nothing. Raises ValueError for a negative size.
     """
-    ### BEGIN SOLUTION
     n_keys = n_queries if n_keys is None else n_keys
     if n_queries < 0 or n_keys < 0:
         raise ValueError(f"n_queries and n_keys must not be negative, got {n_queries} and {n_keys}")
+    ### BEGIN SOLUTION
     positions = np.arange(n_queries)[:, None] + (n_keys - n_queries)
     return np.arange(n_keys)[None, :] <= positions
     ### END SOLUTION
@@ -985,6 +948,8 @@ causal_mask = check("1.3", causal_mask)
 # | `n_keys` | int | length after padding |
 #
 # returns booleans `(batch, 1, 1, n_keys)`. The two ones let it broadcast over heads and queries.
+#
+# <details><summary>Hint</summary>Compare a row of positions with a column of lengths.</details>
 
 # %% tags=["exercise", "export"]
 def padding_mask(lengths, n_keys):
@@ -992,10 +957,10 @@ def padding_mask(lengths, n_keys):
 
     lengths: integers (batch,). Raises ValueError when a length is negative or larger than n_keys.
     """
-    ### BEGIN SOLUTION
     lengths = np.asarray(lengths)
     if lengths.size and (lengths.min() < 0 or lengths.max() > n_keys):
         raise ValueError(f"lengths must lie between 0 and n_keys = {n_keys}, got {lengths.tolist()}")
+    ### BEGIN SOLUTION
     return (np.arange(n_keys) < lengths[:, None])[:, None, None, :]
     ### END SOLUTION
 
@@ -1006,7 +971,7 @@ padding_mask = check("1.4", padding_mask)
 # Masks combine with "and": a key must be allowed by every mask.
 
 # %%
-causal, padding = causal_mask(6), padding_mask([4], 6)[0, 0]
+causal, padding = causal_mask(6), padding_mask(np.array([4]), 6)[0, 0]
 plotting.masks({"causal": causal, "padding, length 4": np.broadcast_to(padding, (6, 6)), "both": causal & padding},
                title="Masks combine with “and”")
 plotting.show("Three mask diagrams of six queries by six keys: the lower triangle with its diagonal, "
@@ -1078,8 +1043,9 @@ def check_arguments(q, k, v, mask=None):
             raise ValueError(f"mask must broadcast to {full}, got shape {tuple(mask.shape)}")
 
 def attention_numpy(q, k, v, mask=None, causal=False, scale=None):
-    """Scaled dot-product attention in NumPy: the oracle of attention_torch and attention_cuda.
+    """Each query's weighted average of the values: softmax(q k^T / sqrt(d_head)) v, in NumPy.
 
+    The oracle of attention_torch and attention_cuda.
     q (..., n_queries, d_head), k (..., n_keys, d_head), v (..., n_keys, d_v); mask boolean, True = may attend,
     broadcastable to (..., n_queries, n_keys); causal is aligned at the bottom right; scale defaults to
     1/sqrt(d_head). Returns (..., n_queries, d_v) in the float type of q (half precision is computed in single);
@@ -1156,7 +1122,7 @@ def attention_torch(q, k, v, mask=None, causal=False, scale=None):
 
 # %%
 q, k, v = (torch.from_numpy(rng.standard_normal((2, 4, 5, 8))).requires_grad_() for _ in range(3))
-mask = torch.from_numpy(padding_mask([5, 3], 5))
+mask = torch.from_numpy(padding_mask(np.array([5, 3]), 5))
 
 ours = attention_torch(q, k, v, mask=mask, causal=True)
 theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask & torch.ones(5, 5).tril().bool())
@@ -1274,7 +1240,7 @@ class AdditiveAttention(nn.Module):
         if mask.dtype != torch.bool or mask.shape != expected:
             raise ValueError(f"mask must be boolean of shape {expected}, not {mask.dtype} {tuple(mask.shape)}")
         scores = torch.tanh((query @ self.w_q)[:, None] + keys @ self.w_k) @ self.v
-        lowest = torch.finfo(scores.dtype).min                            # not -inf: a row of them would be nan
+        lowest = torch.finfo(scores.dtype).min                # a row of -inf would be nan; `* mask` makes zeros exact
         weights = torch.softmax(scores.masked_fill(~mask, lowest), dim=-1) * mask
         return (weights[:, None] @ keys)[:, 0], weights
 
@@ -1401,12 +1367,26 @@ print("hundert, tausend, Million: less often than the tens, for each seed:",
 # # Part 4 · CUDA: where the bytes go
 #
 # **If the formula is three lines, why do people write kernels for it?** Because of the matrix in the middle. For $n$
-# queries and $n$ keys the weights are $n^2$ numbers that nobody asked for. Written to memory and read back, they cost
-# more time than all the arithmetic. This part shows that in bytes.
+# queries and $n$ keys the weights are $n^2$ numbers that nobody asked for. They are written to memory and read back.
+# This part counts what that costs, in bytes.
 #
 # A GPU runs one function, the **kernel**, in thousands of **threads**. Threads come in **blocks**; a block has a small,
 # fast **shared memory** of its own. All threads see the large, slow **global memory**. Thirty-two neighbouring threads
-# form a **warp** and execute each line together.
+# form a **warp**; they are its **lanes** 0 to 31 and execute each line together. One such line that touches memory is
+# one **request**. In a block of 16 × 16 threads a warp is two rows: `threadIdx.y` = 0 and 1, and so on.
+#
+# CUDA C++ is C++ with a few words more. What you need of it today:
+#
+# | in a kernel | means |
+# |---|---|
+# | `const float* s`, `s[i * m + j]` | the address of an array; row i, column j of an (n, m) matrix, row after row |
+# | `int i = ...;` `float x = 0.0f;` | a new variable with its type; every statement ends with `;` |
+# | `for (int j = a; j < n; j += 32)` | `for j in range(a, n, 32)` |
+# | `c ? a : b` | `a if c else b` |
+# | `threadIdx.x`, `blockIdx.x` | the number of this thread in its block, and of its block; `.y` is a second direction |
+# | `blockDim.x` | how many threads a block has |
+# | `__global__`, `__device__` | a kernel, started from Python; a function that kernels call |
+# | `expf`, `fmaxf`, `INFINITY` | exp, max and infinity for floats |
 #
 # You need no GPU. `utils.cuda` compiles the same CUDA C++ for your CPU, runs every thread, and counts every access. On
 # a machine with an NVIDIA GPU the same call, given CUDA tensors, runs there.
@@ -1486,7 +1466,7 @@ plotting.show("Two maps of memory: eight lanes that read a row apart touch eight
 # | `n_keys` | int | any number, not only multiples of 32 |
 #
 # `warp_max` and `warp_sum` are given: each lane hands in its own number and gets the result over all 32. Every lane
-# must call them.
+# must call them. (Inside, `__shfl_xor_sync` hands a number from lane to lane; you need not read it.)
 #
 # <details><summary>Hint</summary>Three loops as above, each `for (int j = threadIdx.x; j < n_keys; j += 32)`, with a
 # warp reduction after the first and after the second. The row is `blockIdx.x`.</details>
@@ -1523,7 +1503,8 @@ for name, report in (("one thread a row", strided), ("one warp a row", rows)):
     print(f"{name}: {report.global_loaded:,} bytes asked for, {report.sectors_loaded * 32:,} bytes of sectors fetched")
 
 # %% [markdown]
-# The same bytes are asked for. One version makes the memory deliver eight times as many.
+# The same bytes are asked for. Without a cache, one version makes the memory deliver eight times as many. (A cache that
+# keeps the sectors until the next steps can repair part of that.)
 #
 # ### Attention in three kernels
 #
@@ -1592,6 +1573,7 @@ print(f"written {written:9,} bytes, formula {4 * (2 * n * m + n * d):9,}")
 # | argument | meaning |
 # |---|---|
 # | `tile` | in shared memory; row $r$, column $c$ belongs at `tile[r * stride + c]` |
+# | `stride` | words from one row of the tile to the next, at least `d` |
 # | `rows` | in global memory, `(n_rows, d)`, row after row |
 # | `first` | the first row to copy; rows from `n_rows` on do not exist and become 0 |
 #
@@ -1661,7 +1643,7 @@ def barrier_places():
 barrier_places = check("1.9", barrier_places)
 
 # %% [markdown]
-# What the microscope says with no barrier at all:
+# What the report says with no barrier at all:
 
 # %%
 def scores_tiled(places):
@@ -1676,15 +1658,15 @@ print(scores_tiled(set()).check[tiles(n), (16, 16), 4 * 16 * d](q, k, s, n, m, d
 tiled_scores = scores_tiled(barrier_places()).check[tiles(n), (16, 16), 4 * 16 * d](q, k, s, n, m, d, 1 / np.sqrt(d))
 print("problems:", len(tiled_scores.problems), " right to 1e-5:", np.allclose(s, q @ k.T / np.sqrt(d), atol=1e-5))
 loads = [row for row in tiled_scores.rows if row.space == "shared" and row.kind == "load"]
-turns = sum(row.wavefronts for row in loads) / sum(row.requests for row in loads)
-print(f"a read of the tile by a warp takes {turns:.0f} turns")
+passes = sum(row.wavefronts for row in loads) / sum(row.requests for row in loads)
+print(f"a read of the tile by a warp takes {passes:.0f} passes")
 
 # %% [markdown]
 # ### Bank conflicts
 #
 # Right, and yet something is slow. Shared memory has 32 **banks**; word $a$ lies in bank $a \bmod 32$, and each bank
 # serves one word at a time. At step $t$ the sixteen keys of the tile are read at `threadIdx.x * d + t`. With $d = 32$
-# they all lie in the same bank and are served one after another.
+# they all lie in the same bank and are served one after another, in 16 passes.
 #
 # *Predict.* What happens if the rows of the tile are $d + 1$ apart instead of $d$?
 
@@ -1721,7 +1703,14 @@ __device__ float row_sum(float x) {
 """
 
 # %% [markdown]
-# The kernel.
+# Now the kernel. Each block does this:
+#
+# 1. load 16 queries;
+# 2. first pass, for each tile of K: load, score, keep the maximum; then combine the maxima of each row;
+# 3. second pass, for each tile of K and V: load, score again, weight = exp(score − maximum), add to total and output;
+# 4. combine the totals, divide, write.
+#
+# `__syncwarp()` is a barrier for one warp.
 
 # %% tags=["export"]
 ATTENTION_TILED = r"""
@@ -1809,7 +1798,7 @@ def attention_cuda(q, k, v, mask=None, causal=False, scale=None):
     tensors = [torch.as_tensor(a) for a in (q, k, v)]
     grid, block, shared, arguments, out = attention_launch(*tensors, mask, causal, scale)
     if out.numel() and k.shape[-2]:
-        attention_kernel().fast[grid, block, shared](*arguments)
+        attention_kernel().fast[grid, block, shared](*arguments)                # without the checks and counts
     out = out.to(tensors[0].dtype)
     return out if isinstance(q, torch.Tensor) else out.numpy()
 
@@ -1838,7 +1827,9 @@ print(f"requested: {traffic(naive)[0] / traffic([tiled])[0]:.0f} times fewer")
 # %% [markdown]
 # Two counts, and both are honest. **Requested** is what the threads ask for; **distinct** counts each byte once for
 # each kernel, as if a perfect cache served every repetition. Real traffic lies between them. By either count the tiled
-# kernel moves less, and only it keeps the $n \times m$ matrix out of memory.
+# kernel moves less, and only it keeps the $n \times m$ matrix out of memory. Of the 118,784 distinct bytes 81,920 are
+# that matrix, scores and weights each written once and read once. Of the requested bytes it is 28 %; nearly all the
+# rest is Q, K and V read again, and the tiles remove that.
 #
 # What the blocks do, in the second pass: each keeps its tile of Q and walks along the tiles of K and V.
 
@@ -1857,11 +1848,11 @@ plotting.show("The four by five tiles of the score matrix, coloured by block and
 source = LOAD_TILE + ROW_OF_A_TILE.replace("#define PAD 1", "#define PAD 0") + ATTENTION_TILED
 unpadded = cuda.compile(source, name="attention_tiled")
 conflicts = unpadded.check[grid, block, shared](*arguments).bank_conflicts
-print("padding takes away more than 90 % of the extra turns:", tiled.bank_conflicts < 0.1 * conflicts)
+print("padding takes away more than 90 % of the extra passes:", tiled.bank_conflicts < 0.1 * conflicts)
 
 # %% [markdown]
 # Not all of them: a warp holds two rows of the tile, and where each writes its own outputs and weights the two overlap
-# in some banks. (How many turns those cost depends on the compiler, so the number is not printed here; `tiled.table()`
+# in some banks. (How many passes those cost depends on the compiler, so the number is not printed here; `tiled.table()`
 # shows it by line.)
 #
 # The kernel still reads K twice, only to know the maximum first. Is that needed? Lecture 06 finds a way around it, and
@@ -2636,6 +2627,56 @@ print("mean of all layers above rollout, in each of the four sentences:", above)
 # on the model in question.
 #
 # *Source: Abnar and Zuidema 2020, Quantifying Attention Flow in Transformers, arXiv 2005.00928.*
+
+# %% [markdown]
+# ## When does the output determine the weights?
+#
+# Section 1.8 showed two rows of weights with one output. **When is that possible?** The condition: a change $\delta$ of
+# a row is invisible if $\delta^\top V = 0$, and allowed if $\delta^\top \mathbf{1} = 0$ and no weight turns negative. A
+# row with positive weights has such a change exactly when the number of keys exceeds the rank of $[V\;\mathbf{1}]$.
+# That rank is at most $d_\text{head} + 1$: **with more keys than that, other maps always exist.** For one head of 32
+# dimensions:
+
+# %%
+draw = np.random.default_rng(7)
+for n in (16, 33, 34, 64, 512):
+    values = draw.standard_normal((n, 32))
+    fixed = np.concatenate([values, np.ones((n, 1))], axis=1)                       # what a change may not touch
+    row = softmax(draw.standard_normal(n))
+    delta = softmax(draw.standard_normal(n)) - row                                  # towards another map
+    delta -= fixed @ np.linalg.lstsq(fixed, delta, rcond=None)[0]                   # only the part that nobody sees
+    free = n - np.linalg.matrix_rank(fixed)
+    if free:
+        other = row + delta * np.min(row[delta < 0] / -delta[delta < 0])            # as far as the first weight at zero
+        print(f"{n:4d} keys: {free:3d} free directions; {np.abs(other - row).sum() / 2:.2f} of the weight moved, "
+              f"output unchanged: {np.allclose(other @ values, row @ values)}")
+    else:
+        print(f"{n:4d} keys:   0 free directions; the output determines the row")
+
+# %% [markdown]
+# Is the row of "it" in our sentence determined? MiniLM has 32 dimensions a head and the sentence has 16 tokens. The
+# values are computed from the hidden states between its layers.
+
+# %%
+model, tokenizer = data.minilm()
+inputs = tokenizer("The animal didn't cross the street because it was too tired.", return_tensors="pt")
+with torch.no_grad():
+    hidden = model(**inputs, output_hidden_states=True).hidden_states          # what enters each layer, (1, 16, 384)
+    flat = [layer.attention.self.value(x)[0] for layer, x in zip(model.encoder.layer, hidden)]
+head_values = np.stack(flat).reshape(6, 16, 12, 32).transpose(0, 2, 1, 3)          # (layers, heads, n, d_head)
+fixed = np.concatenate([head_values, np.ones((6, 12, 16, 1))], axis=-1)
+ranks = np.linalg.matrix_rank(fixed)
+print(f"rank of [V 1] in the 72 heads: {ranks.min()} to {ranks.max()}, for 16 keys")
+
+# %% [markdown]
+# It is: 16 independent values, so a head's output betrays its weights. In a text of more than 33 tokens it no longer
+# does. And even a determined weight is not yet an explanation: it says what was read, not whether that changed the
+# answer. "Attention is not explanation" and "Attention is not *not* explanation" are both titles of papers; the
+# second one's point is that it depends on what is asked of an explanation, and that this can be tested.
+#
+# *Sources: Brunner et al. 2019, On Identifiability in Transformers, arXiv 1908.04211 (weights are not identifiable
+# for sequences longer than the head dimension); Wiegreffe and Pinter 2019, Attention is not not Explanation, arXiv
+# 1908.04626, answering Jain and Wallace 2019.*
 
 # %% [markdown]
 # ## What would resolving "it" take?

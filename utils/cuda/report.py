@@ -8,7 +8,8 @@ from .problems import Problem, Writer
 
 # As struct Traffic in runtime/traffic.h.
 RECORD = struct.Struct("=IHBB7Q")
-Record = namedtuple("Record", "place region kind size requests lanes bytes sectors ideal_sectors wavefronts ideal_wavefronts")
+Record = namedtuple("Record", "place region kind size requests lanes bytes sectors ideal_sectors wavefronts "
+                              "ideal_wavefronts")
 FIRST_GLOBAL, SECTOR = 16, 32
 KINDS = ("load", "store", "atomic")
 
@@ -42,10 +43,12 @@ class Report:
 
     problems: list of `Problem` (`.kind`, `.line`, `.message`); ok: whether there are none.
     global_loaded, global_stored: what the threads asked for.
-    sectors_loaded, sectors_stored: 32-byte sectors moved if nothing is cached; sector_bytes_loaded/stored: the same in bytes.
+    sectors_loaded, sectors_stored: 32-byte sectors moved if nothing is cached; sector_bytes_loaded,
+    sector_bytes_stored: the same in bytes.
     distinct_loaded, distinct_stored: each sector counted once, as with a perfect cache.
-    shared_loaded, shared_stored; bank_conflicts: extra wavefronts, 0 is ideal; shared_bytes: shared memory of a block.
-    sectors_per_request: {line: sectors for each warp request to global memory, of the worst access of the line}. rows: list of `Row`. output: printf.
+    shared_loaded, shared_stored; bank_conflicts: extra passes over the banks (wavefronts), 0 is ideal; shared_bytes: shared memory of a block.
+    sectors_per_request: {line: sectors for each warp request to global memory, of the line's worst access}.
+    rows: list of `Row`. output: what printf wrote. races_unchecked: arrays too large for races to be looked for.
     """
 
     def __init__(self, kernel, build, block, arrays, result, problems=None):
@@ -134,12 +137,13 @@ class Report:
 
     def summary(self):
         """(what, loaded, stored, explanation) for each count of bytes."""
-        return [("requested by threads", self.global_loaded, self.global_stored, "every load and store of every thread"),
+        return [("requested by threads", self.global_loaded, self.global_stored,
+                 "every load and store of every thread"),
                 ("moved in sectors", self.sector_bytes_loaded, self.sector_bytes_stored,
                  "32-byte sectors of each warp request, nothing cached"),
                 ("distinct", self.distinct_loaded, self.distinct_stored, "each sector once, as with a perfect cache"),
                 ("shared memory", self.shared_loaded, self.shared_stored,
-                 f"{self.shared_bytes:,} B a block, {self.bank_conflicts:,} extra wavefronts by bank conflicts")]
+                 f"{self.shared_bytes:,} B a block, {self.bank_conflicts:,} extra passes by bank conflicts")]
 
     def __str__(self):
         verdict = "no problem found" if self.ok else f"{len(self.problems)} problem{'s' * (len(self.problems) > 1)}"
@@ -154,8 +158,8 @@ class Report:
     def table(self):
         """Traffic by source line, as text."""
         lines = self.source.split("\n")
-        heading = (f"{'line':>4} {'what':<13} {'array':<10} {'requests':>9} {'bytes':>12} {'sectors/req':>11} {'ideal':>5} "
-                   f"{'conflicts':>9}  source")
+        heading = (f"{'line':>4} {'what':<13} {'array':<10} {'requests':>9} {'bytes':>12} {'sectors/req':>11} "
+                   f"{'ideal':>5} {'conflicts':>9}  source")
         out = [heading]
         for r in self.rows:
             if r.space == "global":
@@ -163,8 +167,8 @@ class Report:
             else:
                 cost = f"{'':>11} {'':>5} {r.conflicts:>9,}"
             source = lines[r.line - 1].strip()[:60] if 0 < r.line <= len(lines) else ""
-            out.append(f"{r.line:>4} {r.space + ' ' + r.kind:<13} {_short(r.array):<10} {r.requests:>9,} {r.bytes:>12,} "
-                       f"{cost}  {source}".rstrip())
+            out.append(f"{r.line:>4} {r.space + ' ' + r.kind:<13} {_short(r.array):<10} {r.requests:>9,} "
+                       f"{r.bytes:>12,} {cost}  {source}".rstrip())
         return "\n".join(out)
 
     def _repr_html_(self):
@@ -180,7 +184,8 @@ WASTE, WRONG = "background:rgba(230,159,0,.22)", "background:rgba(213,94,0,.22)"
 
 
 def _cell(text, align="right", style=""):
-    return (f'<td style="padding:0 .6em;text-align:{align};vertical-align:top;white-space:pre;color:inherit;{style}">{text}</td>')
+    return (f'<td style="padding:0 .6em;text-align:{align};vertical-align:top;white-space:pre;color:inherit;{style}">'
+            f'{text}</td>')
 
 
 def _table(head, body):
