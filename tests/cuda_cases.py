@@ -87,7 +87,10 @@ def wmma(how, dtype="half", rows=32, inner=48, columns=16):
     rng = np.random.default_rng(0)
     a, b = (rng.integers(-4, 5, shape).astype(np.float32) for shape in ((rows, inner), (inner, columns)))
     c = np.zeros((rows, columns), np.float32)
-    narrow = [(x.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else x.astype(np.float16) for x in (a, b)]
+    if dtype == "bfloat16":                           # small whole numbers: the upper half of a float is exact
+        narrow = [(x.view(np.uint32) >> 16).astype(np.uint16) for x in (a, b)]
+    else:
+        narrow = [x.astype(np.float16) for x in (a, b)]
     return how[(columns // 16, rows // 16), 32](*narrow, c, inner, columns), c, a @ b
 
 
@@ -115,11 +118,11 @@ def without_line(source, number):
 
 def barrier_lines(case):
     """The lines of a case's kernel that hold nothing but a barrier or a wait."""
-    found = []
-    kernel = None
+    barrier = re.compile(r"\s*__(?:syncthreads\(\)|syncwarp\(\)|pipeline_wait_prior\(\d\));")
+    found, kernel = [], None
     for number, line in enumerate(case.source.split("\n"), 1):
         if match := re.search(r"__global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(", line):
             kernel = match.group(1)
-        if kernel == case.name and re.fullmatch(r"\s*__(?:syncthreads\(\)|syncwarp\(\)|pipeline_wait_prior\(\d\));", line):
+        if kernel == case.name and barrier.fullmatch(line):
             found.append(number)
     return found

@@ -30,8 +30,9 @@ __global__ void k(float* y) {
 
 
 @pytest.mark.parametrize("line", [
-    "y[0] = x;", "float z = 1 y[0] = z;", "__shared__ float s[N];", "y[0] = __shfl_xor_sync(0xffffffff, y, 1, 2, 3, 4);",
-    "y.x = 1;", "threadIdx.w = 1;", "half h = half(y);", "atomicAdd(y, y);", "y[0] = sqrt(\"a\");"])
+    "y[0] = x;", "float z = 1 y[0] = z;", "__shared__ float s[N];", "y.x = 1;",
+    "y[0] = __shfl_xor_sync(0xffffffff, y, 1, 2, 3, 4);", "threadIdx.w = 1;", "half h = half(y);", "atomicAdd(y, y);",
+    "y[0] = sqrt(\"a\");"])
 def test_an_error_is_at_the_learners_line(line, compiler):  # noqa: F811
     text = error_of(f"// a kernel\n__global__ void k(float* y) {{\n  int i = 0;\n  {line}\n}}\n")
     assert text.startswith("line 4: "), text
@@ -98,7 +99,7 @@ def test_which_kernel_and_which_template():
     assert "no kernel called 'c'; it has a, b" in error_of(TWO, name="c")
     assert "no kernel" in error_of("int x;")
     assert "a is not a template" in error_of(TWO, name="a", template=(1,))
-    assert "k is a template: give its arguments" in error_of("template <int D> __global__ void k(float* x) { x[0] = D; }")
+    assert "k is a template: give its arguments" in error_of("template <int D> __global__ void k(float* x) {}")
     assert cuda.compile(TWO, name="b").name == "b"
 
 
@@ -142,7 +143,8 @@ def test_shared_memory_outside_a_kernel_is_refused(source):
 def test_a_kernel_shows_its_name_and_parameters():
     kernel = cuda.compile("template <int D> __global__ void k(const float* q, int n) {}", template=(64,))
     assert (kernel.name, kernel.parameters, kernel.template) == ("k<64>", ("q", "n"), (64,))
-    assert kernel.declarations == ("const float* q", "int n") and repr(kernel) == "<kernel k<64>(const float* q, int n)>"
+    assert kernel.declarations == ("const float* q", "int n")
+    assert repr(kernel) == "<kernel k<64>(const float* q, int n)>"
 
 
 def test_no_compiler_says_how_to_get_one(monkeypatch):
@@ -179,6 +181,7 @@ import numpy as np
 from utils import cuda
 x = np.zeros(1, np.float32); cuda.compile({TWO!r}, 'b')[1, 1](x); assert x[0] == 2"""
     with ThreadPoolExecutor(3) as pool:
-        done = list(pool.map(lambda _: subprocess.run([sys.executable, "-c", script], capture_output=True), range(3)))
+        command = [sys.executable, "-c", script]
+        done = list(pool.map(lambda _: subprocess.run(command, capture_output=True, check=False), range(3)))
     assert [d.returncode for d in done] == [0, 0, 0], done[0].stderr
     assert not list(tmp_path.glob("build-*"))

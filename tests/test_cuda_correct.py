@@ -102,7 +102,8 @@ def test_bank_conflicts_follow_the_stride(stride, extra):
 
 def test_a_column_read_of_a_square_tile_conflicts_and_padding_cures_it():
     x, y = np.zeros((32, 32), np.float32), np.zeros((32, 32), np.float32)
-    square, padded = (cuda.compile(samples.TRANSPOSE, template=(pad,)).check[1, (32, 32)](x, y, 32, 32) for pad in (0, 1))
+    square, padded = (cuda.compile(samples.TRANSPOSE, template=(pad,)).check[1, (32, 32)](x, y, 32, 32)
+                      for pad in (0, 1))
     assert square.bank_conflicts == 32 * 31 and padded.bank_conflicts == 0
 
 
@@ -115,10 +116,10 @@ __global__ void wide(const T* x, float* y) {
 """
 
 
-@pytest.mark.parametrize("vector, number, size", [("half2", "half", 4), ("nv_bfloat162", "nv_bfloat16", 4), ("float2", "float", 8),
-                                                  ("int4", "int", 16), ("float4", "float", 16), ("double2", "double", 16)])
-def test_a_vector_is_read_whole(vector, number, size, compiler):  # noqa: F811
-    dtype = {"half": np.float16, "nv_bfloat16": np.uint16, "int": np.int32, "float": np.float32, "double": np.float64}[number]
+@pytest.mark.parametrize("vector, number, dtype, size", [
+    ("half2", "half", np.float16, 4), ("nv_bfloat162", "nv_bfloat16", np.uint16, 4), ("float2", "float", np.float32, 8),
+    ("int4", "int", np.int32, 16), ("float4", "float", np.float32, 16), ("double2", "double", np.float64, 16)])
+def test_a_vector_is_read_whole(vector, number, dtype, size, compiler):  # noqa: F811
     x, y = np.arange(128, dtype=dtype), np.zeros(32, np.float32)
     load, store = cuda.compile(WIDE, template=(vector, number)).check[1, 32](x, y).rows
     assert (load.requests, load.bytes, load.sectors) == (1, 32 * size, size)

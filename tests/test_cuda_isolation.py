@@ -179,7 +179,7 @@ def test_arrays_larger_than_the_first_shared_memory_come_back():
 
 
 def test_a_plain_run_does_not_depend_on_the_number_of_threads(monkeypatch):
-    source = "__global__ void k(float* y) { y[blockIdx.x * 32 + threadIdx.x] = __expf(0.1f * blockIdx.x) * threadIdx.x; }"
+    source = "__global__ void k(float* y) { y[32 * blockIdx.x + threadIdx.x] = expf(.1f * blockIdx.x + threadIdx.x); }"
     kernel, results = cuda.compile(source), []
     for cores in (1, 2, 3):
         monkeypatch.setattr("utils.cuda.launch._cores", lambda cores=cores: cores)
@@ -190,7 +190,8 @@ def test_a_plain_run_does_not_depend_on_the_number_of_threads(monkeypatch):
 
 
 def test_a_sum_by_atomics_is_the_same_every_time():
-    kernel = cuda.compile("__global__ void k(const float* x, float* s) { atomicAdd(s, x[blockIdx.x * 32 + threadIdx.x]); }")
+    source = "__global__ void k(const float* x, float* s) { atomicAdd(s, x[blockIdx.x * 32 + threadIdx.x]); }"
+    kernel = cuda.compile(source)
     x, seen = np.random.default_rng(0).random(3200, dtype=np.float32), set()
     for _ in range(3):
         s = np.zeros(1, np.float32)

@@ -6,15 +6,13 @@ from cuda_compilers import compiler  # noqa: F401
 
 from utils import cuda
 
-F, I = np.float32, np.int32
-
 
 def floats(n):
-    return np.arange(n, dtype=F)
+    return np.arange(n, dtype=np.float32)
 
 
 def zeros(n):
-    return np.zeros(n, F)
+    return np.zeros(n, np.float32)
 
 
 # name: (kind, source, launch, arguments). The line at fault is marked HERE; a report about two lines may name either.
@@ -83,7 +81,7 @@ __global__ void k(const float* x, float* y, int rows, int columns) {
 __global__ void k(int* counts) {
   if (threadIdx.x % 2 == 0)
     atomicAdd(&counts[threadIdx.x], 1);  // HERE
-}""", (1, 32), lambda: (np.zeros(16, I),)),
+}""", (1, 32), lambda: (np.zeros(16, np.int32),)),
 
     "a null pointer": ("null pointer", r"""
 __global__ void k(const float* x, float* y) {
@@ -282,7 +280,7 @@ __global__ void k(half* x) {
 __global__ void k(int* counter, int* seen) {
   atomicAdd(counter, 1);
   seen[threadIdx.x] = *counter;  // HERE
-}""", (1, 64), lambda: (np.zeros(1, I), np.zeros(64, I))),
+}""", (1, 64), lambda: (np.zeros(1, np.int32), np.zeros(64, np.int32))),
 
     "a race in dynamic shared memory": ("race", r"""
 __global__ void k(float* y) {
@@ -417,7 +415,7 @@ def test_one_wrong_kernel_gives_one_error_with_the_rest_folded():
 
 
 def test_a_stopped_launch_leaves_nothing_behind_for_the_next():
-    kind, source, shape, arguments = MISTAKES["a race in dynamic shared memory"]
+    _, source, shape, arguments = MISTAKES["a race in dynamic shared memory"]
     wrong, right = cuda.compile(source), CASES["matmul"]
     kernel = cuda.compile(right.source)
     for _ in range(2):

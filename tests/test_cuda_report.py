@@ -37,7 +37,7 @@ def test_the_three_byte_counts_and_why_they_differ(strided):
 
 def test_the_table_shows_each_line(strided):
     rows = strided.table().splitlines()
-    assert rows[0].split() == ["line", "what", "array", "requests", "bytes", "sectors/req", "ideal", "conflicts", "source"]
+    assert rows[0].split() == "line what array requests bytes sectors/req ideal conflicts source".split()
     assert any(re.match(r" +6 global load +x +1 +128 +32\.0 +4\.0 ", row) for row in rows), "\n".join(rows)
     assert any(re.match(r" +7 shared load +s +1 +128 +31 ", row) for row in rows), "\n".join(rows)
     assert strided.sectors_per_request[4] == 4 and strided.bank_conflicts == 31
@@ -81,12 +81,13 @@ def test_the_html_puts_a_problem_under_its_line():
 
 
 def test_a_hostile_source_is_escaped():
-    report = cuda.compile("// <b>&amp;</b><script>alert(1)</script>\n__global__ void k(float* y) { y[0] = 1; }").check[1, 1](
-        np.zeros(1, np.float32))
+    kernel = cuda.compile("// <b>&amp;</b><script>alert(1)</script>\n__global__ void k(float* y) { y[0] = 1; }")
+    report = kernel.check[1, 1](np.zeros(1, np.float32))
     assert "<script>" not in report._repr_html_() and "&lt;script&gt;" in report._repr_html_()
 
 
 def test_shared_bytes_are_those_of_a_block():
     q = np.zeros((1, 64, 32), np.float32)
-    report = cuda.compile(samples.FLASH, template=(32,)).check[1, 128, samples.flash_shared_bytes(32)](q, q, q, q.copy(), 64, 1.0)
+    kernel = cuda.compile(samples.FLASH, template=(32,))
+    report = kernel.check[1, 128, samples.flash_shared_bytes(32)](q, q, q, q.copy(), 64, 1.0)
     assert report.shared_bytes == samples.flash_shared_bytes(32)

@@ -75,7 +75,8 @@ __global__ void k(int* y) {
     assert (y == 13 * 100 + 11).all()
 
 
-@pytest.mark.parametrize("type_, dtype", [("int", np.int32), ("unsigned", np.uint32), ("unsigned long long", np.uint64)])
+@pytest.mark.parametrize("type_, dtype",
+                         [("int", np.int32), ("unsigned", np.uint32), ("unsigned long long", np.uint64)])
 def test_integer_atomics(type_, dtype, compiler):  # noqa: F811
     y = run(f"""
 __global__ void k({type_}* y) {{
@@ -155,7 +156,9 @@ __global__ void k(float* y, const half2* x) {
 def test_vector_types_and_constants_and_device_functions(compiler):  # noqa: F811
     y = run("""
 __constant__ float weights[4] = {1.f, 10.f, 100.f, 1000.f};
-__device__ __forceinline__ float dot(float4 a) { return a.x * weights[0] + a.y * weights[1] + a.z * weights[2] + a.w * weights[3]; }
+__device__ __forceinline__ float dot(float4 a) {
+  return a.x * weights[0] + a.y * weights[1] + a.z * weights[2] + a.w * weights[3];
+}
 __global__ void k(float* y) {
   int i = threadIdx.x;
   float4 v = make_float4(i, i + 1, i + 2, i + 3);
@@ -220,7 +223,10 @@ __global__ void k(float* y, const float* x) {
 
 
 def test_printf_and_its_order(capsys):
-    kernel = cuda.compile('__global__ void k(int* x) { if (threadIdx.x < 2) printf("%d of %d: %.1f\\n", threadIdx.x, 2, 0.5); }')
+    kernel = cuda.compile(r"""
+__global__ void k(int* x) {
+  if (threadIdx.x < 2) printf("%d of %d: %.1f\n", threadIdx.x, 2, 0.5);
+}""")
     kernel[2, 32](ints(1))
     assert capsys.readouterr().out == "0 of 2: 0.5\n1 of 2: 0.5\n" * 2
     kernel.fast[1, 32](ints(1))
@@ -233,6 +239,7 @@ def test_infinities_and_fast_mathematics(compiler):  # noqa: F811
 __global__ void k(float* y) {
   float m = -INFINITY;
   y[0] = fmaxf(m, 1.f); y[1] = __expf(m - 1.f); y[2] = rsqrtf(4.f); y[3] = __fdividef(1.f, 4.f); y[4] = max(2, 3);
-  y[5] = exp2f(3.f); y[6] = isinf(m) ? 1.f : 0.f; y[7] = __saturatef(2.f); y[8] = __int_as_float(0x40000000); y[9] = min(1.f, 2.f);
+  y[5] = exp2f(3.f); y[6] = isinf(m) ? 1.f : 0.f; y[7] = __saturatef(2.f);
+  y[8] = __int_as_float(0x40000000); y[9] = min(1.f, 2.f);
 }""", np.zeros(10, np.float32), block=1)
     np.testing.assert_allclose(y, [1, 0, 0.5, 0.25, 3, 8, 1, 1, 2, 1])

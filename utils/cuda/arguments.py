@@ -135,8 +135,8 @@ def _struct(where, size, a):
     elif isinstance(a, (np.void, np.ndarray)) and a.dtype.names is not None and a.size == 1:
         data = a.tobytes()
     else:
-        raise TypeError(f"{where}: expected a struct of {size} bytes (a ctypes.Structure or a NumPy structured scalar), "
-                        f"got {type(a).__name__}")
+        raise TypeError(f"{where}: expected a struct of {size} bytes (a ctypes.Structure or a NumPy structured "
+                        f"scalar), got {type(a).__name__}")
     if len(data) != size:
         raise TypeError(f"{where}: the kernel's struct has {size} bytes, the one given {len(data)}: "
                         "are order, types and padding of the fields the same?")
@@ -171,11 +171,11 @@ def _array(where, parameter, kind, code, size, a):
 
 
 def check_overlap(name, arrays):
-    """Two names for one array are fine. Two that share part of their memory would be torn apart, so they are refused."""
+    """Two names for one array are fine. Arrays that share part of their memory would be torn apart: ValueError."""
     for i, a in enumerate(arrays):
         for b in arrays[:i]:
             overlap = a.address < b.address + b.nbytes and b.address < a.address + a.nbytes
             same = (a.address, a.nbytes) == (b.address, b.nbytes)
             if overlap and not same and (a.writable or b.writable):
-                raise ValueError(f"{name}: {b.name} and {a.name} share part of their memory, and the kernel may write to it: "
-                                 "pass separate arrays")
+                raise ValueError(f"{name}: {b.name} and {a.name} share part of their memory, and the kernel may write "
+                                 "to it: pass separate arrays")

@@ -1,8 +1,8 @@
 """Where the access callbacks are called from, and for which line of the kernel.
 
 A callback knows its caller's address. To turn that into a source line without reading DWARF, PDB or dSYM files, the
-compiler's assembly is labelled after each call of a callback, a table of the labels is appended, and the line of each is
-read from the `.loc` directives around it. The same for ELF, Mach-O and COFF.
+compiler's assembly is labelled after each call of a callback, a table of the labels is appended, and the line of each
+is read from the `.loc` directives around it. The same for ELF, Mach-O and COFF.
 """
 import re
 import sys

@@ -102,9 +102,10 @@ class Kernel:
     def _epitaph(self, death, checked):
         if death.timed_out:
             return "time limit", 0, (
-                f"TIME LIMIT: {self.name} ran for {time_limit():g} s and was stopped. Look for a loop whose condition never "
-                "becomes false, or a thread that waits in a loop for another thread or block")
-        advice = "Look for unbounded recursion or a wild pointer" if checked else "Run it checked (kernel.check[...]) to see why"
+                f"TIME LIMIT: {self.name} ran for {time_limit():g} s and was stopped. Look for a loop whose condition "
+                "never becomes false, or a thread that waits in a loop for another thread or block")
+        advice = ("Look for unbounded recursion or a wild pointer" if checked
+                  else "Run it checked (kernel.check[...]) to see why")
         return "crash", 0, f"CRASH: {self.name} crashed the process it ran in. {advice}"
 
     def _launch(self, build, checked, grid, block, shared, arguments, threads):

@@ -10,12 +10,13 @@ Record = namedtuple("Record", "kind line1 line2 access1 access2 region size thre
 KINDS = {1: "out of bounds", 2: "null pointer", 3: "misaligned", 4: "write to const", 5: "unwritten shared memory",
          6: "race", 7: "race between blocks", 8: "async copy", 9: "async copy", 10: "barrier", 11: "deadlock",
          12: "shuffle", 13: "shuffle", 14: "shuffle", 15: "stack overflow", 16: "assert", 17: "shared memory"}
-READS, READ = ("reads", "writes", "updates atomically", "", "writes (cp.async)"), ("read", "write", "atomic", "", "write")
+READS = ("reads", "writes", "updates atomically", "", "writes (cp.async)")
+READ = ("read", "write", "atomic", "", "write")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that a kernel did wrong. `kind` is one of the words in KINDS, "crash" or "time limit"; `line` is 0 if none."""
+    """One thing that a kernel did wrong: `kind` is a word in KINDS, "crash" or "time limit"; `line` is 0 if unknown."""
 
     kind: str
     line: int
@@ -65,6 +66,9 @@ class Writer:
         x, y, _ = self.block
         return f"thread ({number % x},{number // x % y},{number // x // y})"
 
+    def who(self, r):
+        return f"{self.thread(r.thread1)} of {self.where(r)}"
+
     def where(self, r):
         return f"block ({r.block_x},{r.block_y},{r.block_z})"
 
@@ -82,7 +86,7 @@ class Writer:
     # ---- one sentence for each kind
 
     def _out_of_bounds(self, r):
-        who = f"by {self.thread(r.thread1)} of {self.where(r)}, {self.first_at(r)}"
+        who = f"by {self.who(r)}, {self.first_at(r)}"
         if r.region < 0:
             return f"OUT OF BOUNDS {READ[r.access1]} of {r.size} bytes, far from every array, {who}"
         name, size, element, _ = self.regions[r.region]
@@ -91,19 +95,19 @@ class Writer:
         return f"OUT OF BOUNDS {READ[r.access1]} of {r.size} bytes at {self.element(r)}, but {extent}, {who}"
 
     def _null_pointer(self, r):
-        return f"NULL POINTER: {READ[r.access1]} through it by {self.thread(r.thread1)} of {self.where(r)}, {self.first_at(r)}"
+        return f"NULL POINTER: {READ[r.access1]} through it by {self.who(r)}, {self.first_at(r)}"
 
     def _misaligned(self, r):
         name = self.regions[r.region][0]
-        return (f"MISALIGNED {READ[r.access1]} of {r.size} bytes at byte {r.offset} of {name}, which is no multiple of {r.size}, "
-                f"by {self.thread(r.thread1)} of {self.where(r)}, {self.first_at(r)}")
+        return (f"MISALIGNED {READ[r.access1]} of {r.size} bytes at byte {r.offset} of {name}, which is no multiple "
+                f"of {r.size}, by {self.who(r)}, {self.first_at(r)}")
 
     def _write_to_const(self, r):
-        return (f"WRITE TO A CONST ARRAY at {self.element(r)} by {self.thread(r.thread1)} of {self.where(r)}, "
+        return (f"WRITE TO A CONST ARRAY at {self.element(r)} by {self.who(r)}, "
                 f"{self.first_at(r)}")
 
     def _unwritten_shared_memory(self, r):
-        return (f"UNWRITTEN SHARED MEMORY: {self.thread(r.thread1)} of {self.where(r)} reads {self.element(r)}, which no "
+        return (f"UNWRITTEN SHARED MEMORY: {self.who(r)} reads {self.element(r)}, which no "
                 f"thread of the block has written, {self.first_at(r)}")
 
     def _race(self, r):
@@ -115,17 +119,18 @@ class Writer:
                 f"  with no {remedy} between them, in {self.where(r)}")
 
     def _race_between_blocks(self, r):
-        return (f"RACE BETWEEN BLOCKS on global {self.element(r)}: {self.where(r)} {READS[r.access1]} {self.first_at(r)}\n"
+        return (f"RACE BETWEEN BLOCKS on global {self.element(r)}: {self.where(r)} {READS[r.access1]} "
+                f"{self.first_at(r)}\n"
                 f"  and an earlier block {READS[r.access2]} {self.second_at(r)}\n"
                 "  Blocks of one launch have no order: use an atomic, or two launches")
 
     def _not_waited(self, r):
-        return (f"ASYNC COPY NOT WAITED FOR: {self.thread(r.thread1)} of {self.where(r)} {READS[r.access1]} {self.element(r)} "
+        return (f"ASYNC COPY NOT WAITED FOR: {self.who(r)} {READS[r.access1]} {self.element(r)} "
                 f"while a cp.async into it is under way, {self.first_at(r)}. Commit it, wait for it "
                 "(__pipeline_wait_prior), then __syncthreads()")
 
     def _at_exit(self, r):
-        return (f"ASYNC COPY NOT WAITED FOR: {self.thread(r.thread1)} of {self.where(r)} returns while its copy is under way, "
+        return (f"ASYNC COPY NOT WAITED FOR: {self.who(r)} returns while its copy is under way, "
                 f"{self.first_at(r)}")
 
     def _barrier(self, r):
@@ -143,27 +148,27 @@ class Writer:
 
     def _not_in_mask(self, r):
         name, mask = self.text(r)
-        return (f"SHUFFLE OUT OF THE MASK: {self.thread(r.thread1)} of {self.where(r)} reads lane {r.thread2} in {name}, but the "
+        return (f"SHUFFLE OUT OF THE MASK: {self.who(r)} reads lane {r.thread2} in {name}, but the "
                 f"mask 0x{mask} does not have that lane, {self.first_at(r)}")
 
     def _from_exited(self, r):
         name, _ = self.text(r)
-        return (f"SHUFFLE FROM A MISSING LANE: {self.thread(r.thread1)} of {self.where(r)} reads lane {r.thread2} in {name}, which has "
+        return (f"SHUFFLE FROM A MISSING LANE: {self.who(r)} reads lane {r.thread2} in {name}, which has "
                 f"returned or does not exist in this block, {self.first_at(r)}")
 
     def _own_lane(self, r):
         name, mask = self.text(r)
-        return (f"WRONG MASK: {self.thread(r.thread1)} of {self.where(r)} calls {name} with the mask 0x{mask}, which does not have "
+        return (f"WRONG MASK: {self.who(r)} calls {name} with the mask 0x{mask}, which does not have "
                 f"its own lane {r.thread1 % 32}, {self.first_at(r)}")
 
     def _stack_overflow(self, r):
-        return (f"STACK OVERFLOW: the local variables of {self.thread(r.thread1)} of {self.where(r)} take more than 96 KB"
+        return (f"STACK OVERFLOW: the local variables of {self.who(r)} take more than 96 KB"
                 f"{', ' + self.first_at(r) if r.place1 else ''}; look for large local arrays or unbounded recursion")
 
     def _assert(self, r):
         expression = r.text.split(b"\0")[0].decode(errors="replace")
-        return f"ASSERT failed: {expression} by {self.thread(r.thread1)} of {self.where(r)}, {self.first_at(r)}"
+        return f"ASSERT failed: {expression} by {self.who(r)}, {self.first_at(r)}"
 
     def _shared_memory(self, r):
-        return ("TOO MUCH SHARED MEMORY: a block has at most 48 KB in declared arrays (more must be `extern __shared__`), 227 KB "
-                "in all, and here at most 16 arrays")
+        return ("TOO MUCH SHARED MEMORY: a block has at most 48 KB in declared arrays (more must be `extern "
+                "__shared__`), 227 KB in all, and here at most 16 arrays")

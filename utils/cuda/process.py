@@ -26,7 +26,7 @@ class WorkerDied(Exception):
 
 
 class SharedMemory:
-    """Memory that this process and its worker both map: an unnamed file, which leaves nothing behind on Linux and macOS."""
+    """Memory that this process and its worker both map: a file, which has no name on Linux and macOS."""
 
     def __init__(self):
         self.path = None

@@ -56,7 +56,7 @@ def closing(text, position):
 
 
 def find_kernels(source):
-    """All `__global__` functions of a source, in order, as `KernelSource`; a declaration counts once with its definition."""
+    """All `__global__` functions of a source, in order, as `KernelSource`; one that is declared first counts once."""
     bare, kernels = blank(source), {}
     for match in KERNEL.finditer(bare):
         name, start = match.group(1), match.end() - 1

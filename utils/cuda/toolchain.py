@@ -18,7 +18,8 @@ HERE = Path(__file__).parent
 LIBRARY_SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 SHOWN_ERRORS = 3
 LARGEST_FRAME = 88 * 1024          # bytes of local variables in one function; a thread's stack has 96 KB
-ONLY_ON_A_GPU = re.compile(r"\basm\b|\b__asm__|\bcuda::|<cuda/|cooperative_groups|\bcg::|<<<|cluster|wgmma|cuda_pipeline\.h")
+ONLY_ON_A_GPU = re.compile(r"\basm\b|\b__asm__|\bcuda::|<cuda/|cooperative_groups|\bcg::|<<<|cluster|wgmma"
+                           r"|cuda_pipeline\.h")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def zig_command():
 
 
 def find_compiler():
-    """The compiler for kernels: `CUDA_COURSE_CXX` (g++, clang++ or zig), else what is installed. Raises CompileError."""
+    """The compiler for kernels: `CUDA_COURSE_CXX` (g++, clang++, zig), else what is installed. Raises CompileError."""
     return _find_compiler(os.environ.get("CUDA_COURSE_CXX"))
 
 
@@ -63,7 +64,9 @@ def _find_compiler(wanted):
 
 
 def _has_command_line_tools():
-    return sys.platform != "darwin" or subprocess.run(["xcode-select", "-p"], capture_output=True, check=False).returncode == 0
+    if sys.platform != "darwin":
+        return True
+    return subprocess.run(["xcode-select", "-p"], capture_output=True, check=False).returncode == 0
 
 
 def cache_folder():
@@ -111,8 +114,9 @@ def common_flags(compiler):
 def kernel_flags(compiler, checked):
     """Options for a kernel.
 
-    No -march=native and no contraction to fused multiply-adds: results are the same on every x86-64 (and on every ARM64)
-    processor, at no measurable cost. The checked build keeps accesses where the source has them: no vectoriser, no unrolling.
+    No -march=native and no contraction to fused multiply-adds: results are the same on every x86-64 (and on every
+    ARM64) processor, at a cost of about a tenth. The checked build keeps accesses where the source has them: no
+    vectoriser, no unrolling.
     """
     frame = (["-Werror=frame-larger-than", f"-Wframe-larger-than={LARGEST_FRAME}"] if compiler.is_clang
              else [f"-Werror=frame-larger-than={LARGEST_FRAME}"])
@@ -124,7 +128,7 @@ def kernel_flags(compiler, checked):
         return [*flags, "-fsanitize-coverage=func,trace-loads,trace-stores", "-fno-vectorize", "-fno-slp-vectorize",
                 "-fno-unroll-loops", "-fno-builtin-memset", "-fno-builtin-memcpy"]
     return [*flags, "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0", "-gstatement-frontiers",
-            "-fno-reorder-blocks"]           # so that the last .loc of the kernel before a call is that of its statement
+            "-fno-reorder-blocks"]           # the last .loc of the kernel before a call is then that of its statement
 
 
 def link_flags(compiler):
@@ -145,14 +149,17 @@ def run(compiler, arguments, source=""):
 
 
 MESSAGE = re.compile(r"^(?:.*[/\\])?kernel\.cu:(\d+):(?:(\d+):)? (?:fatal )?(error|note|warning)?:? ?(.*)$")
-LEADS_TO = re.compile(r"(?:^In file included from|^ +from) (?:.*[/\\])?kernel\.cu:(\d+)|kernel\.cu:(\d+):\d+:   required from")
-CAME_FROM = re.compile(r"kernel\.cu:(\d+):\d+: note: (?:in instantiation|in expansion of macro|called from|expanded from|in evaluation)")
+LEADS_TO = re.compile(r"(?:^In file included from|^ +from) (?:.*[/\\])?kernel\.cu:(\d+)"
+                      r"|kernel\.cu:(\d+):\d+:   required from")
+CAME_FROM = re.compile(r"kernel\.cu:(\d+):\d+: note: "
+                       r"(?:in instantiation|in expansion of macro|called from|expanded from|in evaluation)")
 
 
 def explain(stderr, source):
     """The compiler's errors, each at the learner's line.
 
-    An error inside a header is shown at the line of the kernel that led there; gcc names it before the error, clang after.
+    An error inside a header is shown at the line of the kernel that led there; gcc names it before the error, clang
+    after it.
     """
     found, before, waiting, lines = [], None, None, source.split("\n")
     for text in stderr.splitlines():
@@ -178,8 +185,9 @@ def explain(stderr, source):
     for number, column, message in found[:SHOWN_ERRORS]:
         line = lines[number - 1] if number <= len(lines) else ""
         if ONLY_ON_A_GPU.search(line):
-            shown.append(point_at(source, number, "this is not available on the CPU (inline PTX, clusters, cooperative "
-                                                  "groups, cuda:: and launches from a kernel are not): run it on a GPU"))
+            shown.append(point_at(source, number,
+                                  "this is not available on the CPU (inline PTX, clusters, cooperative "
+                                  "groups, cuda:: and launches from a kernel are not): run it on a GPU"))
             break
         if "frame" in message and "larger" in message or "stack frame size" in message:
             message = "the local variables of one thread take more than 88 KB: use shared or global memory"
@@ -195,7 +203,7 @@ def tidy(message):
 
 
 def caret(line, column, message):
-    """The column to point at: the quoted word if it is elsewhere (a rewritten line has other columns), else as given."""
+    """The column to point at: that of the quoted word if it is elsewhere (a rewritten line has other columns)."""
     for word in re.findall(r"'([^']+)'", message):
         match = re.search(rf"\b{re.escape(word)}\b", line)
         if match and not line[column - 1:].startswith(word):
@@ -235,7 +243,7 @@ def build_runtime(compiler, checked, folder):
 
 
 def put(made, target):
-    """Move a finished file into place. Several processes may do so at once; on Windows one in use cannot be replaced."""
+    """Move a finished file into place. Several processes may do so at once; Windows keeps one that is in use."""
     try:
         os.replace(made, target)
     except PermissionError:

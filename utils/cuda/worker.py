@@ -1,8 +1,8 @@
 """The process in which kernels run, so that nothing a kernel does can take the notebook down.
 
-Started by process.py as a script, with the standard library alone (it is ready in some twenty milliseconds). Messages are
-marshalled tuples with their length in front: requests on standard input, replies on what was standard output. Arrays
-lie in memory shared with the parent.
+Started by process.py as a script, with the standard library alone (it is ready in some twenty milliseconds). Messages
+are marshalled tuples with their length in front: requests on standard input, replies on what was standard output.
+Arrays lie in memory shared with the parent.
 """
 import ctypes
 import marshal
@@ -78,7 +78,8 @@ class Library:
         """The arguments as `(kind, code, size)`, and the offset of every place in the kernel."""
         room = ctypes.create_string_buffer(4 * 256)
         count = self.c.cu_signature(room)
-        signature = [(chr(k), chr(c) if c else "", size) for k, c, size in struct.iter_unpack("=BBH", room.raw[:4 * count])]
+        found = struct.iter_unpack("=BBH", room.raw[:4 * count])
+        signature = [(chr(kind), chr(code) if code else "", size) for kind, code, size in found]
         offsets = ()
         if self.checked:
             offsets = (ctypes.c_uint32 * max(1, self.c.cu_open(None)))()

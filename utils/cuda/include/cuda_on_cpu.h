@@ -1,5 +1,6 @@
 // The words of CUDA C++ as ordinary C++17, so that a kernel's source compiles for a CPU as it stands.
-// Included before the kernel's first line by compile.py. Uses no C++ library: with zig that alone takes minutes to build.
+// Included before the kernel's first line by compile.py. Uses no C++ library: with zig that alone takes
+// minutes to build.
 #pragma once
 #define CU_ON_CPU 1
 

@@ -1,4 +1,4 @@
-// cu_switch(save, to): store the callee-saved registers on this stack, put the stack pointer in *save, continue at `to`.
+// cu_switch(save, to): store the callee-saved registers on this stack, the stack pointer in *save, continue at `to`.
 // About twenty instructions for each of the three calling conventions. ucontext would do a system call each time.
 #pragma once
 
@@ -52,7 +52,7 @@ enum { SAVED_BYTES = 160, SAVED_RETURN = 11 };      // x30 is the twelfth regist
 static void* fresh_stack(char* top, void (*start)()) {
   char* sp = (char*)((uintptr_t)top & ~(uintptr_t)63) - 64;
 #if defined(__x86_64__)
-  *(void**)(sp -= 8) = 0;                            // where a caller's return address would be: keeps the alignment of a call
+  *(void**)(sp -= 8) = 0;                            // a return address for nobody: keeps the alignment of a call
   *(void**)(sp -= 8) = (void*)start;
   sp -= SAVED_BYTES;
   memset(sp, 0, SAVED_BYTES);

@@ -1,5 +1,5 @@
-// What Python asks of the checked build, in this order: cu_open once; for each launch cu_begin, cu_add_array, cu_run, the
-// results, cu_end.
+// What Python asks of the checked build, in this order: cu_open once; for each launch cu_begin, cu_add_array, cu_run,
+// the results, cu_end.
 #pragma once
 
 extern "C" {

@@ -34,7 +34,7 @@ static unsigned n_pending;
 
 static unsigned shift_for(int element) { return element >= 4 ? 2 : element >= 2 ? 1 : 0; }
 
-static Region* add_region(int index, const char* name, void* p, size_t bytes, int element, int writable, unsigned shift) {
+static void add_region(int index, const char* name, void* p, size_t bytes, int element, int writable, unsigned shift) {
   Region* r = &region[index];
   memset(r, 0, sizeof *r);
   snprintf(r->name, sizeof r->name, "%s", name);
@@ -52,7 +52,6 @@ static Region* add_region(int index, const char* name, void* p, size_t bytes, in
   } else {
     r->pending = (uint8_t*)calloc(bytes, 1);
   }
-  return r;
 }
 
 static void free_region(Region* r) {
@@ -137,7 +136,8 @@ static COLD int find_region(uintptr_t x) {
   return -1;
 }
 
-static COLD void report_address(ProblemKind kind, int r, uintptr_t x, unsigned size, AccessKind access, uintptr_t place) {
+static COLD void report_address(ProblemKind kind, int r, uintptr_t x, unsigned size, AccessKind access,
+                                uintptr_t place) {
   Problem* p = report(kind, place - first_place, 0);
   if (!p) return;
   p->region = r;

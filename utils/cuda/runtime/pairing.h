@@ -1,7 +1,8 @@
 // From 32 logs of lanes to the requests of a warp: accesses at the same place of the kernel belong together.
 #pragma once
 
-static inline uint32_t key_of(const Access& a) { return a.place | (uint32_t)a.kind << 28; }      // a cp.async logs three kinds
+// The kind too: one cp.async logs a load, a store and, later, a landing.
+static inline uint32_t key_of(const Access& a) { return a.place | (uint32_t)a.kind << 28; }
 
 // One warp instruction, `n` lanes active. Almost always on one region; if not, one region after the other.
 static void request(const Access** access, unsigned* lane, unsigned n, unsigned warp) {
@@ -119,8 +120,8 @@ static void judge_logs(unsigned warp, bool partial) {
 
 static void judge_warp(unsigned warp) { judge_logs(warp, false); }
 
-// Some lanes stopped because their logs are full: judge, and let them go on. Logs of lanes that never meet again (an endless
-// loop in one lane, say) must not grow without end, so from some length on they are judged as they are.
+// Some lanes stopped because their logs are full: judge, and let them go on. Logs of lanes that never meet again (an
+// endless loop in one lane, say) must not grow without end, so from some length on they are judged as they are.
 static bool catch_up(unsigned warp) {
   Fiber* f = B.fiber + warp * WARP;
   unsigned n_lanes = lanes_of(warp);

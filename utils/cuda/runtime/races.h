@@ -67,7 +67,7 @@ static inline void remember_reader(Cell& c, const Access& a, Actor me) {
     c.read_place = a.place;
     c.reader1 = c.reader2 = thread;
     c.reader1_warp_epoch = c.reader2_warp_epoch = warp;
-  } else if (same_warp(c.reader1, thread) && c.reader1_warp_epoch != warp) {      // a __syncwarp() later: the old ones are ordered
+  } else if (same_warp(c.reader1, thread) && c.reader1_warp_epoch != warp) {      // the old ones are ordered
     c.reader1 = thread;
     c.reader1_warp_epoch = warp;
     if (same_warp(c.reader2, thread)) { c.reader2 = thread; c.reader2_warp_epoch = warp; }
@@ -101,7 +101,7 @@ static void judge_request(const Access* const* access, const unsigned* lane, uns
     uint64_t offset = a.address - r.low;
     size_t i = offset >> r.cell_shift, last = (offset + a.size - 1) >> r.cell_shift;
     if (last >= r.n_cells) continue;
-    if (i == previous && a.kind == LOAD) {                              // a broadcast: one more reader of the same cells
+    if (i == previous && a.kind == LOAD) {      // a broadcast: one more reader of these cells
       for (; i <= last; ++i) {
         Cell& c = r.cell[i];
         if (c.reader2 != c.reader1) continue;

@@ -1,5 +1,5 @@
-// What a warp's request costs. Global memory moves in sectors of 32 bytes. Shared memory has 32 banks of 4 bytes; lanes that
-// want different words of one bank wait for one another, and each round is a wavefront.
+// What a warp's request costs. Global memory moves in sectors of 32 bytes. Shared memory has 32 banks of 4 bytes; lanes
+// that want different words of one bank wait for one another, and each round is a wavefront.
 #pragma once
 
 enum { SECTOR = 32, BANKS = 32 };
@@ -15,14 +15,17 @@ enum { MAX_TRAFFIC = 4096 };       // a hash table
 static Traffic traffic[MAX_TRAFFIC];
 static Traffic* last_traffic;
 
+static bool belongs(const Traffic& t, const Access& a) {
+  return t.place == a.place && t.region == a.region && t.kind == a.kind;
+}
+
 static Traffic* traffic_of(const Access& a) {
-  if (last_traffic && last_traffic->place == a.place && last_traffic->region == a.region && last_traffic->kind == a.kind)
-    return last_traffic;
+  if (last_traffic && belongs(*last_traffic, a)) return last_traffic;
   uint32_t h = a.place * 2654435761u + a.region * 40503u + a.kind;
   for (;; ++h) {
     Traffic* t = &traffic[h % MAX_TRAFFIC];
-    if (!t->requests) { t->place = a.place; t->region = a.region; t->kind = a.kind; t->size = a.size; return last_traffic = t; }
-    if (t->place == a.place && t->region == a.region && t->kind == a.kind) return last_traffic = t;
+    if (!t->requests) *t = {a.place, a.region, a.kind, a.size};
+    if (belongs(*t, a)) return last_traffic = t;
   }
 }
 
@@ -54,7 +57,7 @@ static unsigned wavefronts_of(const Access* const* access, unsigned n) {
 }
 
 static void count_shared(Traffic* t, const Access* const* access, unsigned n) {
-  unsigned together = t->size <= 4 ? 32 : t->size == 8 ? 16 : 8;        // wide accesses go half or quarter warp at a time
+  unsigned together = t->size <= 4 ? 32 : t->size == 8 ? 16 : 8;    // wide ones go half or quarter warp at a time
   for (unsigned i = 0; i < n; i += together) {
     t->wavefronts += wavefronts_of(access + i, n - i < together ? n - i : together);
     t->ideal_wavefronts++;

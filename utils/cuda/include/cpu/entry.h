@@ -10,7 +10,7 @@ CU_CODE(short, 'h') CU_CODE(unsigned short, 'H') CU_CODE(int, 'i') CU_CODE(unsig
 CU_CODE(long, (sizeof(long) == 8 ? 'q' : 'i')) CU_CODE(unsigned long, (sizeof(long) == 8 ? 'Q' : 'I'))
 CU_CODE(long long, 'q') CU_CODE(unsigned long long, 'Q')
 #define CU_POINTEE(T, c) template <> struct CuPointee<T> { enum { value = c }; };
-template <class T> struct CuPointee { enum { value = CuCode<T>::value }; };      // an array of vectors is an array of numbers
+template <class T> struct CuPointee { enum { value = CuCode<T>::value }; };      // arrays of vectors: arrays of numbers
 CU_POINTEE(void, 'v') CU_POINTEE(float2, 'f') CU_POINTEE(float3, 'f') CU_POINTEE(float4, 'f') CU_POINTEE(double2, 'd')
 CU_POINTEE(int2, 'i') CU_POINTEE(int3, 'i') CU_POINTEE(int4, 'i') CU_POINTEE(uint2, 'I') CU_POINTEE(uint4, 'I')
 CU_POINTEE(__half2, 'e') CU_POINTEE(__nv_bfloat162, 'y')
@@ -18,10 +18,12 @@ CU_POINTEE(__half2, 'e') CU_POINTEE(__nv_bfloat162, 'y')
 template <class T> struct CuSize { enum { value = sizeof(T) }; };
 template <> struct CuSize<void> { enum { value = 1 }; };
 
-struct CuArgument { char kind, code; unsigned short size; };      // kind: 's' by value, 'p' pointer, 'c' pointer to const
+struct CuArgument { char kind, code; unsigned short size; };      // 's' by value, 'p' pointer, 'c' pointer to const
 template <class T> struct CuDescribe { static constexpr CuArgument value = {'s', CuCode<T>::value, sizeof(T)}; };
 template <class T> struct CuDescribe<const T> : CuDescribe<T> {};
-template <class T> struct CuDescribe<T*> { static constexpr CuArgument value = {'p', CuPointee<T>::value, CuSize<T>::value}; };
+template <class T> struct CuDescribe<T*> {
+  static constexpr CuArgument value = {'p', CuPointee<T>::value, CuSize<T>::value};
+};
 template <class T> struct CuDescribe<const T*> {
   static constexpr CuArgument value = {'c', CuPointee<T>::value, CuSize<T>::value};
 };

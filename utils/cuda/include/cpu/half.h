@@ -5,7 +5,7 @@ CU_INLINE float cu_half_to_float(uint16_t h) {
   uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 1023;
   if (exponent == 31) return cu_bits<float>(sign | 0x7f800000u | (mantissa << 13));
   if (exponent) return cu_bits<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
-  return cu_bits<float>(sign | cu_bits<uint32_t>((float)mantissa * 5.9604644775390625e-8f));    // subnormal: times 2^-24
+  return cu_bits<float>(sign | cu_bits<uint32_t>((float)mantissa * 5.9604644775390625e-8f));    // times 2^-24
 }
 
 CU_INLINE uint16_t cu_float_to_half(float f) {

@@ -16,8 +16,9 @@ int abs(int) noexcept;
 }
 
 #define CU_OVERLOAD(name) CU_INLINE float name(float x) { return name##f(x); }
-CU_OVERLOAD(exp) CU_OVERLOAD(exp2) CU_OVERLOAD(log) CU_OVERLOAD(log2) CU_OVERLOAD(sqrt) CU_OVERLOAD(sin) CU_OVERLOAD(cos)
-CU_OVERLOAD(tanh) CU_OVERLOAD(erf) CU_OVERLOAD(floor) CU_OVERLOAD(ceil) CU_OVERLOAD(round) CU_OVERLOAD(fabs)
+CU_OVERLOAD(exp) CU_OVERLOAD(exp2) CU_OVERLOAD(log) CU_OVERLOAD(log2) CU_OVERLOAD(sqrt) CU_OVERLOAD(sin)
+CU_OVERLOAD(cos) CU_OVERLOAD(tanh) CU_OVERLOAD(erf) CU_OVERLOAD(floor) CU_OVERLOAD(ceil) CU_OVERLOAD(round)
+CU_OVERLOAD(fabs)
 CU_INLINE float pow(float x, float y) { return powf(x, y); }
 CU_INLINE float fma(float a, float b, float c) { return fmaf(a, b, c); }
 

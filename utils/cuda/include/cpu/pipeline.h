@@ -1,4 +1,5 @@
-// cp.async through its C primitives. A copy lands at the wait, so a kernel that does not wait reads what was there before.
+// cp.async through its C primitives. A copy lands at the wait, so a kernel that does not wait reads what was
+// there before.
 #pragma once
 
 extern "C" {

@@ -8,7 +8,7 @@ CU_INLINE int __syncthreads_count(int p, CU_HERE) { return cu_syncthreads_vote(p
 CU_INLINE int __syncthreads_and(int p, CU_HERE) { return cu_syncthreads_vote(p, CU_ALL, line); }
 CU_INLINE int __syncthreads_or(int p, CU_HERE) { return cu_syncthreads_vote(p, CU_ANY, line); }
 CU_INLINE void __syncwarp(unsigned mask = 0xffffffffu, CU_HERE) { cu_syncwarp(mask, line); }
-CU_INLINE void __threadfence() {}          // within a block every store is seen at once; between blocks nothing is promised
+CU_INLINE void __threadfence() {}          // every store is seen at once
 CU_INLINE void __threadfence_block() {}
 
 CU_INLINE unsigned __ballot_sync(unsigned mask, int p, CU_HERE) { return cu_ballot(mask, p, line, "__ballot_sync"); }

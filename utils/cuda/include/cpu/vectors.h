@@ -1,7 +1,7 @@
-// Vector types. A GPU moves a float4 as one access of 16 bytes, and so must we for the counts to be right. Left alone, gcc
-// splits the copy into fields, and clang emits a memcpy, which its load and store callbacks do not see, or drops the fields
-// that are not used. So a vector copies as one machine word of its size, and the checked build hides from the compiler
-// what happens to the word between load and store.
+// Vector types. A GPU moves a float4 as one access of 16 bytes, and so must we for the counts to be right. Left alone,
+// gcc splits the copy into fields, and clang emits a memcpy, which its load and store callbacks do not see, or drops
+// the fields that are not used. So a vector copies as one machine word of its size, and the checked build hides from the
+// compiler what happens to the word between load and store.
 #pragma once
 
 #define CU_METHOD inline __attribute__((always_inline))

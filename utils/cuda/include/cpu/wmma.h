@@ -1,5 +1,5 @@
-// wmma tiles of 16x16x16. Element (row, column) of a tile lives in lane 16 * (row % 2) + column, at place row / 2, so that
-// a warp's loads and stores of a row-major tile are coalesced. A kernel may not rely on the place, here or on a GPU.
+// wmma tiles of 16x16x16. Element (row, column) of a tile lives in lane 16 * (row % 2) + column, at place row / 2, so
+// that a warp's loads and stores of a row-major tile are coalesced. A kernel may not rely on the place.
 #pragma once
 
 namespace nvcuda {
@@ -76,7 +76,8 @@ CU_INLINE void store_matrix_sync(T* p, const fragment<accumulator, 16, 16, 16, T
   store_tile(p, f, stride, layout == mem_col_major, line);
 }
 
-template <class D, class A, class B, class C> CU_INLINE void mma_sync(D& d, const A& a, const B& b, const C& c, CU_HERE) {
+template <class D, class A, class B, class C>
+CU_INLINE void mma_sync(D& d, const A& a, const B& b, const C& c, CU_HERE) {
   float fa[8], fb[8], fc[8];
   for (int i = 0; i < 8; ++i) { fa[i] = float(a.x[i]); fb[i] = float(b.x[i]); fc[i] = float(c.x[i]); }
   cu_mma(fa, fb, fc, line);
