@@ -14,7 +14,7 @@
 # **Where we are.** You know matrix products, gradients, and what training a network means. **The question:** a network
 # that reads a sequence has to use something it saw long ago. How can it look back? **What you build:** attention, three
 # times with one signature: in NumPy to understand it, in PyTorch to train it, in CUDA to see where its bytes go. The
-# eleven lectures after this one import what you write here.
+# eleven lectures after this one import what is built here.
 #
 # | part | sections | minutes |
 # |---|---|---|
@@ -56,12 +56,12 @@ from utils import cuda
 from utils.data import Vocabulary
 
 # %% [markdown]
-# # Part 1 · The problem, in experiments
+# ## Part 1 · The problem, in experiments
 
 # %% [markdown]
-# ## 1.1 Historical context
+# ### 1.1 Historical context
 #
-# **How old is the idea?** Older than its name: weights that depend on the data, and a sum.
+# **How old is the idea?** Older than its name. It is a weighted sum whose weights depend on the data.
 
 # %%
 history = [
@@ -87,11 +87,11 @@ plotting.show("Timeline of 16 steps from the Elman network of 1990 to native spa
 
 # %% [markdown]
 # The soft window of 2013 already weighted the characters of a text, by position; the additive attention of 2014
-# weighted words by **content**. The paper is of September 2014 on arXiv and of ICLR 2015 in print, which is why both
+# weighted words by **content**. That paper appeared on arXiv in September 2014 and at ICLR in 2015, which is why both
 # years are cited.
 
 # %% [markdown]
-# ## The problem: one vector for a whole sentence
+# ### The problem: one vector for a whole sentence
 #
 # **What does it cost to squeeze a sentence into one vector?** The task is translation: numbers in English words, into
 # German. It is small enough to learn here, and it has something that word-by-word translation cannot do. German says
@@ -101,7 +101,7 @@ plotting.show("Timeline of 16 steps from the Elman network of 1990 to native spa
 train, test = data.number_words()
 pair = next(p for p in train if len(p.source) == 6 and "und" in p.target)
 print(" ".join(pair.source), "->", " ".join(pair.target))
-print(f"{len(train)} pairs to learn from, {len(test)} others to test with")
+print(f"{len(train):,} pairs to learn from, {len(test):,} others to test with")
 print(f"the longest number has {max(len(p.source) for p in test)} English words")
 
 # %% [markdown]
@@ -162,11 +162,11 @@ def by_length(right):
     """Share of exact translations for n and n + 1 words: neighbours are pooled, because short numbers are few."""
     return np.array([right[(words == n) | (words == n + 1)].mean() for n in lengths])
 
-axes = dict(x=lengths, xlabel="English words in the number (n and n + 1)", ylabel="exactly right (3 seeds)")
+axes = dict(x=lengths, xlabel="English words in the number (n and n + 1)", ylabel="share exactly right (3 seeds)")
 results = {"fixed vector": [by_length(right) for right in fixed]}
-plotting.curves(results, **axes, title="One vector for the whole sentence: good for short numbers, lost for long ones")
+plotting.curves(results, **axes, title="One vector is enough for short numbers, not for long ones")
 plotting.show("Share of exact translations against source length for the fixed vector: from nine in ten at one or two "
-              "words down to none beyond ten.")
+              "words down to almost none beyond ten.")
 
 # %%
 short, long = words <= 4, words >= 10
@@ -178,7 +178,7 @@ print("fixed vector, 10 words and more: fewer than 1 in 10:   ", max(right[long]
 # the decoder will want to know.
 #
 # Bahdanau, Cho and Bengio (2014, arXiv 1409.0473) had another idea: keep a vector for *each* word, and let the decoder
-# look back at all of them at every step. How it looks is the subject of this lecture. First, whether it is worth it.
+# look back at all of them at every step. How it does that is the subject of this lecture. First: is it worth it?
 #
 # *Predict.* The same encoder, decoder, batches and number of steps, and one tenth more parameters. What does the curve
 # look like now?
@@ -198,17 +198,17 @@ print("attention, 10 words and more: more than 90 % right: ", min(right[long].me
 print("fixed vector after the same 150 steps: under 60 %:  ", max(right.mean() for right in fixed) < 0.6)
 
 # %% [markdown]
-# The paper's figure 2 shows the same two curves with BLEU for accuracy: the fixed vector drops, RNNsearch-50 shows
-# "no performance deterioration even with sentences of length 50 or more" (section 5.1). Two cautions about ours. It
-# is a snapshot after 150 steps: trained ten times longer, the fixed vector translates nine numbers in ten (measured
-# once, not in this notebook). And Sutskever's sentence is true of *his* network, four LSTM layers of 1,000 cells.
-# Whether a vector is a bottleneck depends on how much has to pass through it.
+# The paper's figure 2 shows the same two curves with BLEU for accuracy: the fixed vector drops, the network with
+# attention, there called RNNsearch-50, shows "no performance deterioration even with sentences of length 50 or more"
+# (section 5.1). Two cautions about ours. It is a snapshot after 150 steps: trained ten times longer, the fixed vector
+# translates nine numbers in ten (measured once, not in this notebook). And Sutskever's sentence is true of *his*
+# network, four LSTM layers of 1,000 cells. Whether a vector is a bottleneck depends on how much has to pass through it.
 
 # %% [markdown]
-# ## 1.2 From windows to attention: four ways to remember
+# ### 1.2 From windows to attention: four ways to remember
 #
 # **What was the symbol k steps ago?** Sixteen symbols go by, each one of eight. Then comes the question, for every k
-# from 0 to 15. Who answers by guessing is right one time in eight.
+# from 0 to 15. Whoever guesses is right one time in eight.
 
 # %%
 def streams(seed, batch=64):
@@ -289,9 +289,9 @@ accuracy = {memory: np.array([recall_accuracy(model) for model in three]) for me
 
 # %%
 plotting.curves(accuracy, xlabel="k: the symbol asked for stood k steps before the last", ylabel="accuracy (3 seeds)",
-                title="A state forgets, a window ends, attention does neither", threshold=1 / 8)
-plotting.show("Accuracy against the lag k for four memories, chance dotted: attention stays at 1, the window drops "
-              "to chance at 4, the RNN fades to chance near 8, the LSTM falls slowly and rises again at the end.")
+                title="A state forgets, a window ends, attention does neither", threshold=1 / 8, threshold_name="chance")
+plotting.show("Accuracy against the lag k for four memories, chance as a thin grey line: attention stays at 1, the window "
+              "drops to chance at 4, the RNN falls to 0.2 by 7, the LSTM falls slowly and rises again at the end.")
 
 # %%
 print("attention: above 0.95 for every k:                 ", accuracy["attention"].min() > 0.95)
@@ -308,7 +308,7 @@ print("LSTM: at k = 2 and 3 worse than the RNN by 0.1:    ",
 # The window answers what it sees and guesses the rest. A larger window moves the cliff and costs weights for every
 # step it looks back.
 #
-# The RNN rewrites its state at every step, and after eight or so little is left. The LSTM spreads the same room over
+# The RNN rewrites its state at every step, and after six or so little is left. The LSTM spreads the same room over
 # the whole stream: worse on recent symbols, better on old ones, and good again at the very first, which arrive while
 # the state is still empty. Both have a state of 32 numbers for 16 symbols, and 500 steps to learn how to use it.
 #
@@ -327,7 +327,7 @@ places = weights.argmax(-1) == np.arange(15, -1, -1)
 print("the largest weight lies k places back, in more than 95 % of all rows:", places.mean() > 0.95)
 
 # %% [markdown]
-# ## 1.3 Why direct connections matter
+# ### 1.3 Why direct connections matter
 #
 # **Why does an RNN forget?** Learning needs a gradient. If the output at the end hardly changes when an input far
 # back changes, nothing can be learned about that input. We measure it before any training: the norm of the Jacobian
@@ -366,8 +366,8 @@ influences = {
     "LSTM, forget bias 3": [influence(nn.LSTM(32, 32), seed, forget_bias=3.0) for seed in range(3)],
     "attention": [influence(OneHead(32), seed) for seed in range(3)],
 }
-plotting.curves(influences, x=np.arange(1, 50), log_y=True, xlabel="distance T - t", ylabel="norm of d out_T / d x_t",
-                title="Through a state the gradient decays exponentially, through attention it does not decay")
+plotting.curves(influences, x=np.arange(1, 50), log_y=True, xlabel="distance $T - t$", ylabel=r"norm of $\partial\,\mathrm{out}_T / \partial x_t$",
+                title="As initialised, RNN and LSTM lose the gradient exponentially, attention does not")
 plotting.show("Norm of the Jacobian against distance on a logarithmic axis: two straight falling lines for RNN and "
               "LSTM, two flat ones for attention and for an LSTM whose forget gates start open.")
 
@@ -377,22 +377,22 @@ plotting.show("Norm of the Jacobian against distance on a logarithmic axis: two 
 # %%
 for name, curves in influences.items():
     slope = np.polyfit(np.arange(1, 50), np.log(np.mean(curves, axis=0)), 1)[0]
-    print(f"{name:20s} one step: x {np.exp(slope):.2f}    49 steps: x {np.exp(49 * slope):.0e}")
+    print(f"{name:20s} one step: × {np.exp(slope):.2f}    49 steps: × {np.exp(49 * slope):.0e}")
 
 # %% [markdown]
 # The RNN leaves less than $10^{-14}$ after 49 steps. That is the vanishing gradient (Bengio et al. 1994; Pascanu et
 # al. 2012, arXiv 1211.5063). Attention is flat: its share of $1/n$ for each input is small, but it is the same near
 # and far.
 #
-# Two honest remarks. **An LSTM as torch initialises it decays too**: its gates start half closed. Open the forget
-# gates with a bias and the line becomes flat. An LSTM can remember, it has to be told or to learn to. And **flat is
+# Two remarks. **An LSTM as torch initialises it decays too**: its gates start half closed. Open the forget
+# gates with a bias and the line becomes flat. An LSTM can remember; it has to be told to, or learn to. And **flat is
 # not free**: attention computes a score for each pair, $n^2$ of them, where an RNN makes $n$ steps.
 
 # %% [markdown]
-# # Part 2 · The mechanism, in NumPy
+# ## Part 2 · The mechanism, in NumPy
 
 # %% [markdown]
-# ## 1.4 Queries, keys and values
+# ### 1.4 Queries, keys and values
 #
 # **What is attention, before it is a network?** It is a dictionary that answers with a blend.
 #
@@ -429,7 +429,7 @@ for beta in (1, 10, 100):
 # The three roles have names. The **query** $q$ says what is wanted. A **key** $k_j$ says what item $j$ offers to be
 # found by. The **value** $v_j$ is what item $j$ hands over.
 #
-# ### Why keep keys and values apart?
+# #### Why keep keys and values apart?
 #
 # The keys decide *where* to look; the values decide *what* comes back. Swap the values only:
 
@@ -443,7 +443,7 @@ print(f"legs {shares @ values:.2f}, weight {shares @ values_swapped:.2f} kg")
 # One search served two questions. With $v_j = k_j$ an item could only hand over the very features it is found by.
 # An experiment on this follows in the exercises left for you at the end.
 #
-# ## 1.5 Dot-product attention
+# ### 1.5 Dot-product attention
 #
 # **How does this look for many queries at once, in the letters of the papers?** Each of $n$ queries gets its own shares
 # over $m$ keys:
@@ -453,7 +453,7 @@ print(f"legs {shares @ values:.2f}, weight {shares @ values_swapped:.2f} kg")
 #    o_i = \sum_j p_{ij}\, v_j $$
 #
 # The $s_{ij}$ are **scores**, the $p_{ij}$ are **attention weights**; each row of weights sums to 1. The division by
-# $\sqrt d$ is explained in 1.6.
+# $\sqrt d$ is explained in section 1.6.
 #
 # | array | shape | meaning |
 # |---|---|---|
@@ -512,7 +512,7 @@ print("agrees with PyTorch to 1e-12:", np.allclose(out_torch[0, 0].numpy(), out,
 # length. Lecture 04 is about that square.
 
 # %% [markdown]
-# ## 1.6 The softmax, and why the scores are divided by $\sqrt d$
+# ### 1.6 The softmax, and why the scores are divided by $\sqrt d$
 #
 # **What can go wrong with $e^s$?** In 64-bit floats $e^{710}$ is already infinite, and infinity over infinity is not a
 # number.
@@ -529,7 +529,7 @@ print("shifted:", np.round(shifted, 3))
 # Subtracting one number from every score multiplies numerator and denominator by the same factor, so the weights stay
 # what they were; and with the row's maximum subtracted no exponent is positive. Nothing overflows.
 #
-# ### Exercise 1.1: a softmax that survives  (difficulty 2 of 5, 10 minutes)
+# #### Exercise 1.1: a softmax that survives  (difficulty 2 of 5, 10 minutes)
 #
 # Write the shifted softmax, once for the whole course.
 #
@@ -538,18 +538,22 @@ print("shifted:", np.round(shifted, 3))
 # | `x` | any | scores; `-inf` means "not allowed" and gets weight 0 |
 # | `axis` | int | the axis along which the weights sum to 1 |
 #
-# returns weights of the shape and float type of `x`. A row in which *nothing* is allowed has no weights that sum to 1:
+# Returns weights of the shape and float type of `x`. A row in which *nothing* is allowed has no weights that sum to 1:
 # it is all zeros, never nan. The input stays as it was.
 #
-# <details><summary>Hint</summary>What is the maximum of a row of only -inf, and what is -inf minus -inf? Replace that
-# maximum by 0 before subtracting; then look at the denominator of the same row.</details>
+# <details><summary>Hint</summary>
+#
+# What is the maximum of a row of only -inf, and what is -inf minus -inf? Replace that maximum by 0 before subtracting;
+# then look at the denominator of the same row.
+#
+# </details>
 
 # %% tags=["exercise", "export"]
 def softmax(x, axis=-1):
     """Softmax along one axis, shifted by the maximum so that no finite score overflows.
 
     x: floats of any shape; -inf gives weight 0. Returns an array of the same shape and float type.
-    A row of only -inf is all zeros: nothing may be attended, so nothing is.
+    A row of only -inf is all zeros: nothing may be attended to, so nothing is.
     """
     ### BEGIN SOLUTION
     x = np.asarray(x, np.result_type(x, np.float16))
@@ -563,7 +567,7 @@ def softmax(x, axis=-1):
 softmax = check("1.1", softmax)
 
 # %% [markdown]
-# ### Why $\sqrt d$?
+# #### Why $\sqrt d$?
 #
 # Let the entries of $q$ and $k$ be independent with mean 0 and variance 1. Each product $q_t k_t$ then has variance 1,
 # and the dot product adds $d$ of them: its variance is $d$ and its typical size $\sqrt d$ (Vaswani et al. 2017, section
@@ -605,7 +609,7 @@ plotting.show("Two lines over the head size: unscaled, the trace of the Jacobian
               "zero; scaled by the square root of d it stays near one.")
 
 # %% [markdown]
-# ### Exercise 1.2: the first score  (difficulty 2 of 5, 10 minutes)
+# #### Exercise 1.2: the first score  (difficulty 2 of 5, 10 minutes)
 #
 # The dot product is not the only way to compare a query with a key, and not the oldest. Additive attention lets a tiny
 # network do it:
@@ -619,10 +623,13 @@ plotting.show("Two lines over the head size: unscaled, the trace of the Jacobian
 # | `w_q`, `w_k` | `(d_q, d_a)`, `(d_k, d_a)` | projections into a common space |
 # | `v` | `(d_a,)` | turns each sum into one number |
 #
-# returns scores `(n_queries, n_keys)`, without a softmax.
+# Returns scores `(n_queries, n_keys)`, without a softmax.
 #
-# <details><summary>Hint</summary>Project first, then let `[:, None, :]` and `[None, :, :]` make every pair. Three
-# axes under the tanh, two after `@ v`.</details>
+# <details><summary>Hint</summary>
+#
+# Project first, then let `[:, None, :]` and `[None, :, :]` make every pair. Three axes under the tanh, two after `@ v`.
+#
+# </details>
 
 # %% tags=["exercise", "export"]
 def additive_scores(q, k, w_q, w_k, v):
@@ -639,7 +646,7 @@ def additive_scores(q, k, w_q, w_k, v):
 additive_scores = check("1.2", additive_scores)
 
 # %% [markdown]
-# ## Seven scores, one table
+# ### Seven scores, one table
 #
 # A score says how well a query and a key match. Since 2014 at least seven functions have been proposed for it. **What
 # do they share, what does each cost, and are they really seven?**
@@ -708,7 +715,7 @@ print("score        shape     parameters     FLOPs   largest   reads k")
 for kind, s in scores.items():
     reads_k = not np.allclose(s, score(kind, q, k[::-1], *weights[kind]))
     parameters = sum(w.size for w in weights[kind])
-    print(f"{kind:11s} {s.shape!s:9s} {parameters:10d} {flops[kind]:10,d} {np.abs(s).max():8.2f}    "
+    print(f"{kind:11s} {s.shape!s:9s} {parameters:10,d} {flops[kind]:10,d} {np.abs(s).max():8.2f}    "
           f"{'yes' if reads_k else 'no'}")
 
 # %% [markdown]
@@ -724,7 +731,7 @@ print(f"but written as concat it costs {flops['concat'] / flops['additive']:.0f}
 # %% [markdown]
 # Written as *additive*, each query and each key is projected once. Written as *concat*, each pair is.
 #
-# ### What does a bounded score do to the softmax?
+# #### What does a bounded score do to the softmax?
 #
 # A cosine lies between -1 and 1, however long the vectors are. With $n$ keys the largest weight is therefore at most
 # $e^{1} / (e^{1} + (n - 1) e^{-1})$.
@@ -743,10 +750,10 @@ for n in (8, 64, 1024):
 # with a key strength.*
 
 # %% [markdown]
-# ## 1.7 A worked example, start to finish
+# ### 1.7 A worked example, start to finish
 #
-# **Can you do it with a pencil?** Three tokens, $d = 4$, integers only. Do the first row on paper before you run the
-# cells.
+# **Can you do it with a pencil?** Three tokens (the pieces a text is cut into), $d = 4$, integers only. Do the first
+# row on paper before you run the cells.
 
 # %%
 q = np.array([[2, 0, 1, 0], [0, 2, 0, 2], [1, 1, 1, 1]], float)
@@ -780,22 +787,22 @@ assert np.allclose(out[0], 10 * weights[0, [0, 1, 2, 2]])
 # Row 1 gives token 0 a small share although their score is 0. A score of zero does not mean "unrelated, so ignored". It
 # means $e^0 = 1$ in the numerator. Only $-\infty$ shuts a key out, and that is the next section but one.
 #
-# ## 1.8 Seeing attention
+# ### 1.8 Seeing attention
 #
 # **How is a matrix of weights read?** One row is one query, and the row sums to 1. So read along rows: *where does this
-# token look?* A dark column would be a key that many queries want.
+# token look?* A bright column would be a key that many queries want.
 
 # %%
 tokens = ["the", "cat", "sleeps"]
-plotting.heatmap(weights, tokens, tokens, title="“sleeps” looks mostly at “cat”")
-plotting.show("Heat map of the weights of the worked example; the largest, 0.63, is in the row of sleeps "
-              "and the column of cat.")
+plotting.heatmap(weights, tokens, tokens, title='"sleeps" looks mostly at "cat"')
+plotting.show('Heat map of the weights of the worked example; the largest, 0.63, is in the row of "sleeps" '
+              'and the column of "cat".')
 
 # %% [markdown]
 # (The words are labels on the numbers above. Nobody trained them.)
 
 # %% [markdown]
-# ### Does a trained model know what "it" is?
+# #### Does a trained model know what "it" is?
 #
 # "The animal didn't cross the street because it was too **tired**." The animal. Put **wide** in its place, and it is
 # the street. Many introductions show one head of one model whose weights follow that change. **What do the 72 heads
@@ -818,11 +825,11 @@ lean = {word: w[:, :, it, animal] - w[:, :, it, street] for word, w in weights.i
 for word, difference in lean.items():
     mean = weights[word][:, :, it].mean(axis=(0, 1))
     clear = (difference > 0.03).sum(), (difference < -0.03).sum()
-    print(f"{word:5s}: by more than 0.03, {clear[0]} heads prefer the animal, {clear[1]} the street; "
-          f"mean weights: animal {mean[animal]:.2f}, street {mean[street]:.2f}, [CLS] {mean[0]:.2f}")
+    print(f"{word + ':':6s} {clear[0]} heads prefer the animal by more than 0.03, {clear[1]} the street")
+    print(f"       mean weights: animal {mean[animal]:.2f}, street {mean[street]:.2f}, [CLS] {mean[0]:.2f}")
 
 # %% [markdown]
-# 17 to 11 for the animal when it is *tired*, 11 to 11 when it is *wide*: a lean, no answer, and most heads take no
+# 17 to 11 for the animal when it is *tired*, 11 to 11 when it is *wide*: a leaning, not an answer, and most heads take no
 # side. A third of all weight goes to the start token. Now the way a talk would do it: search the 72 heads for the
 # best picture.
 
@@ -838,9 +845,9 @@ print(f"heads that change sides: {flips[0]}; of these with at least 0.05 on both
 shown = np.stack([weights[word][3, 1, it] for word in ("tired", "wide")])
 columns = [token if token not in ("tired", "wide") else "tired/wide" for token in tokens["tired"]]
 plotting.heatmap(shown, queries=["it (too tired)", "it (too wide)"], keys=columns,
-                 title="With “wide”, layer 3 head 1 leaves the animal, mostly for [CLS] and hardly for the street")
-plotting.show("Weights of the token it in layer 3, head 1, for both sentences: "
-              "animal falls from 0.68 to 0.28, street rises from 0.05 to 0.12, [CLS] rises most.")
+                 title='With "wide", layer 3 head 1 leaves the animal, mostly for [CLS] and hardly for the street')
+plotting.show('Weights of the token "it" in layer 3 head 1, for both sentences: '
+              '"animal" falls from 0.68 to 0.28, "street" rises from 0.05 to 0.12, [CLS] rises most.')
 
 # %% [markdown]
 # The best head turns away from the animal, but not to the street. No head changes sides clearly. Is even this head
@@ -851,12 +858,12 @@ controls = [(sentence.format(word), "animal", "street") for word in ("tired", "w
 swapped = "The street didn't suit the animal because it was too {}."
 controls += [(swapped.format(word), "animal", "street") for word in ("tired", "wide")]
 controls += [(f"The cup didn't fit the box because it was too {word}.", "box", "cup") for word in ("small", "big")]
-print("weight of 'it' on the first noun minus the second            layer 3 head 1   layer 5 head 11")
+print(f"{'weight of it on the first noun minus the second':60s} {'nouns':15s}  3, 1   5, 11  (layer, head)")
 for text, first, second in controls:
     w, words = data.minilm_attention(text)
     row = w[[3, 5], [1, 11], words.index("it")]
     difference = row[:, words.index(first)] - row[:, words.index(second)]
-    print(f"{text:60s} {first}-{second:7s} {difference[0]:+.2f}   {difference[1]:+.2f}")
+    print(f"{text:60s} {first + ', ' + second:15s} {difference[0]:+.2f}   {difference[1]:+.2f}")
 
 # %% [markdown]
 # Layer 5 head 11, at first the most impressive one, looks at "animal" whatever is tired or wide, and whoever is the
@@ -864,10 +871,8 @@ for text, first, second in controls:
 # and it takes the cup both times. A picture of one sentence and one head, picked out of 72, is an anecdote. What
 # makes it evidence is a prediction about sentences that were not used to pick it.
 #
-# #### See for yourself
-#
-# Hover over a token, choose a layer and a head. Beside it BertViz, with the twelve heads of layer 3 (it was given one
-# layer and calls it 0).
+# **See for yourself.** Hover over a token; choose a layer and a head. Below it BertViz shows the twelve heads of layer
+# 3 (it was given one layer, so it calls it layer 0).
 
 # %%
 plotting.head_viewer(weights["tired"], tokens["tired"],
@@ -878,7 +883,7 @@ plotting.bertviz_head_view(weights["tired"][3:4], tokens["tired"],
                            "BertViz on layer 3 of MiniLM and the sentence about the tired animal.")
 
 # %% [markdown]
-# ### Are the weights an explanation?
+# #### Are the weights an explanation?
 #
 # If a map explained an output, another map would give another output. **Can two different maps give the same one?**
 #
@@ -896,16 +901,16 @@ print("outputs:", outer @ values, inner @ values, "  weights in common:", np.min
 # weights is evidence of where a head looked, and not by itself an explanation of the answer.
 
 # %% [markdown]
-# ## 1.9 Masks: who may look where
+# ### 1.9 Masks: who may look where
 #
 # **How do you forbid a look?** A model that predicts the next word must not see it. A batch of sentences of unequal
-# length is filled up with padding that must not be read. Both are a table of booleans, and in this course **True always
-# means "may attend"**.
+# length is filled up with padding that must not be read. Both rules are tables of booleans, and in this course **True
+# always means "may attend"**.
 #
 # The score of a forbidden pair is set to $-\infty$ *before* the softmax. Then $e^{-\infty} = 0$, and the row shares its
 # weight among what is left.
 #
-# ### Exercise 1.3: the causal mask  (difficulty 2 of 5, 8 minutes)
+# #### Exercise 1.3: the causal mask  (difficulty 2 of 5, 8 minutes)
 #
 # Query $i$ may look at key $j$ if $j$ is not in its future: before it *and itself*.
 #
@@ -914,11 +919,14 @@ print("outputs:", outer @ values, inner @ values, "  weights in common:", np.min
 # | `n_queries` | number of queries |
 # | `n_keys` | number of keys; `None` means as many as queries |
 #
-# returns booleans `(n_queries, n_keys)`. If there are fewer queries than keys, the queries are the *last* ones of the
+# Returns booleans `(n_queries, n_keys)`. If there are fewer queries than keys, the queries are the *last* ones of the
 # sequence, and so the last query sees every key (lecture 05 needs this: one new token, a hundred remembered keys).
 #
-# <details><summary>Hint</summary>Compare a column of query positions with a row of key positions. At which position
-# does the first query stand?</details>
+# <details><summary>Hint</summary>
+#
+# Compare a column of query positions with a row of key positions. At which position does the first query stand?
+#
+# </details>
 
 # %% tags=["exercise", "export"]
 def causal_mask(n_queries, n_keys=None):
@@ -938,7 +946,7 @@ def causal_mask(n_queries, n_keys=None):
 causal_mask = check("1.3", causal_mask)
 
 # %% [markdown]
-# ### Exercise 1.4: the padding mask  (difficulty 1 of 5, 5 minutes)
+# #### Exercise 1.4: the padding mask  (difficulty 1 of 5, 5 minutes)
 #
 # A batch holds sentences of `lengths[b]` real tokens, padded to `n_keys`. Nobody may look at the padding.
 #
@@ -947,9 +955,13 @@ causal_mask = check("1.3", causal_mask)
 # | `lengths` | `(batch,)` integers | real tokens of each sentence |
 # | `n_keys` | int | length after padding |
 #
-# returns booleans `(batch, 1, 1, n_keys)`. The two ones let it broadcast over heads and queries.
+# Returns booleans `(batch, 1, 1, n_keys)`. The two ones let it broadcast over heads and queries.
 #
-# <details><summary>Hint</summary>Compare a row of positions with a column of lengths.</details>
+# <details><summary>Hint</summary>
+#
+# Compare a row of positions with a column of lengths.
+#
+# </details>
 
 # %% tags=["exercise", "export"]
 def padding_mask(lengths, n_keys):
@@ -973,12 +985,12 @@ padding_mask = check("1.4", padding_mask)
 # %%
 causal, padding = causal_mask(6), padding_mask(np.array([4]), 6)[0, 0]
 plotting.masks({"causal": causal, "padding, length 4": np.broadcast_to(padding, (6, 6)), "both": causal & padding},
-               title="Masks combine with “and”")
+               title='Masks combine with "and"')
 plotting.show("Three mask diagrams of six queries by six keys: the lower triangle with its diagonal, "
               "the first four columns, and their intersection.")
 
 # %% [markdown]
-# ### Exercise 1.5: attention weights with masks  (difficulty 3 of 5, 15 minutes)
+# #### Exercise 1.5: attention weights with masks  (difficulty 3 of 5, 15 minutes)
 #
 # Now everything so far in one function: scores, scale, masks, softmax.
 #
@@ -988,20 +1000,23 @@ plotting.show("Three mask diagrams of six queries by six keys: the lower triangl
 # | `k` | `(..., n_keys, d_head)` | keys |
 # | `mask` | booleans, broadcastable to `(..., n_queries, n_keys)` | True = may attend; `None` = all |
 # | `causal` | bool | also forbid the future |
-# | `scale` | float | factor on $q \cdot k$; `None` means $1/\sqrt{d_{head}}$ |
+# | `scale` | float | factor on $q \cdot k$; `None` means $1/\sqrt{d_\text{head}}$ |
 #
-# returns weights `(..., n_queries, n_keys)`. A row that may look nowhere is zero.
+# Returns weights `(..., n_queries, n_keys)`. A row that may look nowhere is zero.
 #
-# <details><summary>Hint</summary>The dots in front are batches and heads: transpose only the last two axes of k.
-# `np.where` makes a new array, so that nothing of the caller's is overwritten. Your softmax already knows what to do
-# with a row of -inf.</details>
+# <details><summary>Hint</summary>
+#
+# The dots in front are batches and heads: transpose only the last two axes of k. `np.where` makes a new array, so that
+# nothing of the caller's is overwritten. Your softmax already knows what to do with a row of -inf.
+#
+# </details>
 
 # %% tags=["exercise", "export"]
 def attention_weights(q, k, mask=None, causal=False, scale=None):
     """Attention weights softmax(scale * q k^T) with masks, in NumPy.
 
     q (..., n_queries, d_head), k (..., n_keys, d_head), mask boolean and broadcastable to (..., n_queries, n_keys)
-    with True = may attend. Returns (..., n_queries, n_keys); a row with nothing to attend is zero.
+    with True = may attend. Returns (..., n_queries, n_keys); a row with nothing to attend to is zero.
     Source: Vaswani et al. 2017 (arXiv 1706.03762), equation 1.
     """
     ### BEGIN SOLUTION
@@ -1049,7 +1064,7 @@ def attention_numpy(q, k, v, mask=None, causal=False, scale=None):
     q (..., n_queries, d_head), k (..., n_keys, d_head), v (..., n_keys, d_v); mask boolean, True = may attend,
     broadcastable to (..., n_queries, n_keys); causal is aligned at the bottom right; scale defaults to
     1/sqrt(d_head). Returns (..., n_queries, d_v) in the float type of q (half precision is computed in single);
-    a query with nothing to attend gets zeros. Raises ValueError when shapes or mask do not fit.
+    a query with nothing to attend to gets zeros. Raises ValueError when shapes or mask do not fit.
     Source: Vaswani et al. 2017 (arXiv 1706.03762), equation 1.
     """
     check_arguments(q, k, v, mask)
@@ -1069,7 +1084,7 @@ after = attention_numpy(q, k, v, causal=True)
 print("rows that changed:", [i for i in range(6) if not np.array_equal(before[i], after[i])])
 
 # %% [markdown]
-# Bit for bit, rows 0 to 2 never knew. A common wrong version masks *after* the softmax. *Predict*: does it leak?
+# Rows 0 to 2 are the same bit for bit. A common wrong version masks *after* the softmax. *Predict.* Does it leak?
 
 # %%
 def masked_too_late(q, k, v):
@@ -1085,7 +1100,7 @@ print("rows sum to 1:", np.allclose(weights.sum(-1), 1))
 # %% [markdown]
 # It leaks into every row: the forbidden key is still in the denominator. And the rows no longer sum to 1.
 #
-# ### A row that may look nowhere
+# #### A row that may look nowhere
 #
 # An empty sentence in a batch has no key at all. There is no right answer, so this course fixes one: zero, with
 # gradient zero. Never nan, because one nan spreads through the whole batch at the next mean.
@@ -1095,10 +1110,10 @@ nothing = np.zeros((6, 6), bool)
 print("all zeros:", (attention_numpy(q, k, v, mask=nothing) == 0).all())
 
 # %% [markdown]
-# # Part 3 · PyTorch: attention that learns
+# ## Part 3 · PyTorch: attention that learns
 #
 # **What changes in PyTorch?** Not the formula. What is new is the gradient, and it must survive everything that the
-# forward pass survives: a row with nothing to attend has to give gradient 0, not nan.
+# forward pass survives: a row with nothing to attend to has to give gradient 0, not nan.
 
 # %% tags=["export"]
 def attention_torch(q, k, v, mask=None, causal=False, scale=None):
@@ -1144,28 +1159,32 @@ print("finite differences agree:", torch.autograd.gradcheck(lambda *a: attention
 
 nowhere = torch.zeros(5, 5, dtype=torch.bool)
 grads = torch.autograd.grad(attention_torch(q, k, v, mask=nowhere).sum(), (q, k, v))
-print("nothing to attend, gradient 0:", all((g == 0).all().item() for g in grads))
+print("nothing to attend to, gradient 0:", all((g == 0).all().item() for g in grads))
 
 # %% [markdown]
-# ### Exercise 1.6: the backward pass by hand  (difficulty 4 of 5, 25 minutes)
+# #### Exercise 1.6: the backward pass by hand  (difficulty 4 of 5, 25 minutes)
 #
 # Autograd is convenient and keeps every intermediate. A fused kernel (lecture 06) has to write its own backward pass,
-# so you write it here first. Given $dO = \partial L / \partial O$, walk back through the three formulas:
+# so you write it here first. Given $dO = \partial L / \partial O$, walk back through the three formulas of section 1.5:
 #
-# $$ dV = P^\top dO \qquad dP = dO\, V^\top \qquad dS_{ij} = P_{ij}\Big(dP_{ij} - \sum_{j'} P_{ij'}\, dP_{ij'}\Big) \qquad
-#    dQ = \text{scale} \cdot dS\, K \qquad dK = \text{scale} \cdot dS^\top Q $$
+# $$ dV = P^\top dO \qquad dP = dO\, V^\top \qquad dS_{ij} = P_{ij}\Big(dP_{ij} - \sum_{j'} P_{ij'}\, dP_{ij'}\Big) $$
 #
-# The middle one is the Jacobian of the softmax from 1.6, applied to a row.
+# $$ dQ = \text{scale} \cdot dS\, K \qquad dK = \text{scale} \cdot dS^\top Q $$
+#
+# The third one is the Jacobian of the softmax from section 1.6, applied to a row.
 #
 # | argument | shape |
 # |---|---|
 # | `q`, `k`, `v` | as in `attention_numpy` |
 # | `d_out` | `(..., n_queries, d_v)`, gradient of the loss with respect to the output |
 #
-# returns `(d_q, d_k, d_v)` of the shapes of `q`, `k`, `v`.
+# Returns `(d_q, d_k, d_v)` of the shapes of `q`, `k`, `v`.
 #
-# <details><summary>Hint</summary>Masks need no case of their own: a forbidden pair has $P_{ij} = 0$ and so $dS_{ij} =
-# 0$.</details>
+# <details><summary>Hint</summary>
+#
+# Masks need no case of their own: a forbidden pair has $P_{ij} = 0$ and so $dS_{ij} = 0$.
+#
+# </details>
 
 # %% tags=["exercise", "export"]
 def attention_backward(q, k, v, d_out, mask=None, causal=False, scale=None):
@@ -1189,7 +1208,7 @@ by_hand = attention_backward(*arrays, d_out.numpy(), mask=mask.numpy(), causal=T
 print("by hand equals autograd to 1e-12:", all(np.allclose(a, b.numpy(), atol=1e-12) for a, b in zip(by_hand, ours_d)))
 
 # %% [markdown]
-# ## The translator from part 1, opened
+# ### The translator from part 1, opened
 #
 # **What did the network of part 1 do at each word?** It scored every source word with the additive score of exercise
 # 1.2, and blended.
@@ -1310,7 +1329,7 @@ class Seq2Seq(nn.Module):
         return logits.argmax(-1), alignments
 
 # %% [markdown]
-# ## Does it matter? Where it looks
+# ### Does it matter? Where it looks
 #
 # The weights say where the decoder searched. Nobody told it which word translates which. We chose one of the clearer
 # sentences; the count below is over all.
@@ -1358,13 +1377,13 @@ print("hundert, tausend, Million: less often than the tens, for each seed:",
       all(shares["scale"] < shares["ten"] for shares in agreements))
 
 # %% [markdown]
-# The units and tens are looked up where they stand. *hundert* and *tausend* are not: that a hundred must come next is
-# known from the grammar and from the neighbours' $h_j$, which have read the whole sentence. Nothing forces the
-# decoder to look at the word that we would look at. **Attention weights show where the model looked, not why it was
-# right.**
+# The units and tens are looked up where they stand. *hundert* and *tausend* are looked up less often: that a hundred
+# must come next can also be known from the grammar and from the neighbours' $h_j$, which have read the whole sentence.
+# Nothing forces the decoder to look at the word that we would look at. **Attention weights show where the model looked,
+# not why it was right.**
 
 # %% [markdown]
-# # Part 4 · CUDA: where the bytes go
+# ## Part 4 · CUDA: where the bytes go
 #
 # **If the formula is three lines, why do people write kernels for it?** Because of the matrix in the middle. For $n$
 # queries and $n$ keys the weights are $n^2$ numbers that nobody asked for. They are written to memory and read back.
@@ -1417,11 +1436,11 @@ print(unguarded.check[4, 256](x, y, 0.5, 1000).problems[0])
 # On a GPU this may crash, or corrupt somebody else's array, or seem to work. Here it is reported with its line, and
 # nothing happens to the notebook: a kernel runs in a process of its own.
 #
-# ### Coalescing: thirty-two reads or one?
+# ### Coalescing: thirty-two sectors or four?
 #
 # Memory is fetched in **sectors** of 32 bytes. When the 32 threads of a warp read 32 neighbouring floats, that is 128
-# bytes: 4 sectors, all of it used. When they read 32 floats that lie far apart, it is 32 sectors, and seven eighths of
-# every one is thrown away.
+# bytes: 4 sectors, all of them used. When they read 32 floats that lie far apart, it is 32 sectors, and seven eighths
+# of every one is thrown away.
 #
 # Here is a softmax with one thread for each row.
 
@@ -1443,7 +1462,7 @@ strided = cuda.compile(SOFTMAX_STRIDED).check[2, 32](scores, p, n_queries, n_key
 strided
 
 # %% [markdown]
-# Look at the column of sectors: 32 for each request where 4 would do. At step $j$ thread 0 reads `s[j]` and thread 1
+# Look at the column "sectors/request": 32 where 4 would do. At step $j$ thread 0 reads `s[j]` and thread 1
 # reads `s[n_keys + j]`, a whole row further on. Below are the first few rows of memory for both ways, at step 0.
 
 # %%
@@ -1454,7 +1473,7 @@ plotting.show("Two maps of memory: eight lanes that read a row apart touch eight
               "32 neighbouring lanes fill four sectors.")
 
 # %% [markdown]
-# ### Exercise 1.7: coalesce it  (difficulty 3 of 5, 20 minutes)
+# #### Exercise 1.7: coalesce it  (difficulty 3 of 5, 20 minutes)
 #
 # Give each row a whole warp instead. The kernel is launched with one block of 32 threads for each row; lane $l$ takes
 # the columns $l, l + 32, l + 64, \dots$
@@ -1468,8 +1487,12 @@ plotting.show("Two maps of memory: eight lanes that read a row apart touch eight
 # `warp_max` and `warp_sum` are given: each lane hands in its own number and gets the result over all 32. Every lane
 # must call them. (Inside, `__shfl_xor_sync` hands a number from lane to lane; you need not read it.)
 #
-# <details><summary>Hint</summary>Three loops as above, each `for (int j = threadIdx.x; j < n_keys; j += 32)`, with a
-# warp reduction after the first and after the second. The row is `blockIdx.x`.</details>
+# <details><summary>Hint</summary>
+#
+# Three loops as above, each `for (int j = threadIdx.x; j < n_keys; j += 32)`, with a warp reduction after the first and
+# after the second. The row is `blockIdx.x`.
+#
+# </details>
 
 # %% tags=["exercise", "export"]
 SOFTMAX_ROWS = r"""
@@ -1509,7 +1532,7 @@ for name, report in (("one thread a row", strided), ("one warp a row", rows)):
 # ### Attention in three kernels
 #
 # The formula of 1.5, one kernel for each line: scores, softmax, blend. Before running, do the arithmetic. With $n$
-# queries, $m$ keys and $d$ entries, in bytes of four to a float:
+# queries, $m$ keys and $d$ entries, at four bytes a float:
 #
 # | kernel | reads | writes |
 # |---|---|---|
@@ -1565,7 +1588,7 @@ print(f"written {written:9,} bytes, formula {4 * (2 * n * m + n * d):9,}")
 # `__syncthreads()` is a barrier: no thread of the block passes before all have come.
 
 # %% [markdown]
-# ### Exercise 1.8: load a tile  (difficulty 3 of 5, 15 minutes)
+# #### Exercise 1.8: load a tile  (difficulty 3 of 5, 15 minutes)
 #
 # All 256 threads of a block copy `TILE` = 16 rows of a matrix into shared memory. Each thread has a number, `thread` =
 # 0 … 255.
@@ -1579,8 +1602,12 @@ print(f"written {written:9,} bytes, formula {4 * (2 * n * m + n * d):9,}")
 #
 # Neighbouring threads must read neighbouring addresses, for any `d`. Never read outside `rows`.
 #
-# <details><summary>Hint</summary>Number the 16 · d elements of the tile row after row. Thread number `thread` copies
-# the elements `thread`, `thread + 256`, … Row and column of element `e` are `e / d` and `e % d`.</details>
+# <details><summary>Hint</summary>
+#
+# Number the 16 · d elements of the tile row after row. Thread number `thread` copies the elements `thread`, `thread +
+# 256`, … Row and column of element `e` are `e / d` and `e % d`.
+#
+# </details>
 
 # %% tags=["exercise", "export"]
 LOAD_TILE = r"""
@@ -1600,10 +1627,10 @@ __device__ void load_tile(float* tile, int stride, const float* rows, int first,
 LOAD_TILE = check("1.8", LOAD_TILE)
 
 # %% [markdown]
-# ### Exercise 1.9: place the barriers  (difficulty 3 of 5, 15 minutes)
+# #### Exercise 1.9: place the barriers  (difficulty 3 of 5, 15 minutes)
 #
 # The kernel below computes scores from tiles of K. Its barriers are missing. Five places are numbered: which of them
-# need a `__syncthreads()`? Return the smallest set of places that is right for every size.
+# need a `__syncthreads()`? Return a smallest set of places that is right for every size; more than one is right.
 
 # %% tags=["export"]
 SCORES_TILED = r"""
@@ -1628,9 +1655,12 @@ __global__ void scores_tiled(const float* q, const float* k, float* s, int n_que
 """
 
 # %% [markdown]
-# <details><summary>Hint</summary>There are two things to wait for in each round of the loop: that the tile has
-# arrived before anybody uses it, and that everybody has used it before anybody overwrites it. And a barrier inside an
-# `if` waits for threads that never come.</details>
+# <details><summary>Hint</summary>
+#
+# There are two things to wait for in each round of the loop: that the tile has arrived before anybody uses it, and that
+# everybody has used it before anybody overwrites it. And a barrier inside an `if` waits for threads that never come.
+#
+# </details>
 
 # %% tags=["exercise", "export"]
 def barrier_places():
@@ -1658,15 +1688,16 @@ print(scores_tiled(set()).check[tiles(n), (16, 16), 4 * 16 * d](q, k, s, n, m, d
 tiled_scores = scores_tiled(barrier_places()).check[tiles(n), (16, 16), 4 * 16 * d](q, k, s, n, m, d, 1 / np.sqrt(d))
 print("problems:", len(tiled_scores.problems), " right to 1e-5:", np.allclose(s, q @ k.T / np.sqrt(d), atol=1e-5))
 loads = [row for row in tiled_scores.rows if row.space == "shared" and row.kind == "load"]
-passes = sum(row.wavefronts for row in loads) / sum(row.requests for row in loads)
-print(f"a read of the tile by a warp takes {passes:.0f} passes")
+turns = sum(row.wavefronts for row in loads) / sum(row.requests for row in loads)
+print(f"a read of the tile by a warp takes {turns:.0f} wavefronts")
 
 # %% [markdown]
 # ### Bank conflicts
 #
 # Right, and yet something is slow. Shared memory has 32 **banks**; word $a$ lies in bank $a \bmod 32$, and each bank
 # serves one word at a time. At step $t$ the sixteen keys of the tile are read at `threadIdx.x * d + t`. With $d = 32$
-# they all lie in the same bank and are served one after another, in 16 passes.
+# they all lie in the same bank and are served one after another, in 16 turns. NVIDIA's tools call a turn a
+# **wavefront**.
 #
 # *Predict.* What happens if the rows of the tile are $d + 1$ apart instead of $d$?
 
@@ -1684,7 +1715,7 @@ plotting.show("Two maps of the 32 banks: with rows 32 words apart sixteen keys p
 #
 # **Where do the scores go if they are never written out?** Into a tile of 16 × 16, used and overwritten. A softmax
 # needs the row's maximum before its first exponential, so the kernel goes through K twice: once for the maximum, once
-# more for weights and blend. Scores are computed twice and stored never.
+# more for weights and blend. Scores are computed twice and never stored.
 #
 # Sixteen threads share a row of the tile. What each of them has found, a maximum or a sum over its own keys, is
 # combined with the shuffles of exercise 1.7, over sixteen lanes instead of thirty-two.
@@ -1755,7 +1786,7 @@ __global__ void attention_tiled(const float* q, const float* k, const float* v, 
           o_tile[y * (d_v + PAD) + c] += p_tile[y * (TILE + PAD) + r] * v_tile[r * (d_v + PAD) + c];
     }
     maximum = row_max(maximum);
-    if (maximum == -INFINITY) maximum = 0.0f;           // nothing to attend: every weight is exp(-inf) = 0
+    if (maximum == -INFINITY) maximum = 0.0f;           // nothing to attend to: every weight is exp(-inf) = 0
   }
   total = row_sum(total);
 
@@ -1825,11 +1856,11 @@ for name, reports in (("three kernels", naive), ("tiled", [tiled])):
 print(f"requested: {traffic(naive)[0] / traffic([tiled])[0]:.0f} times fewer")
 
 # %% [markdown]
-# Two counts, and both are honest. **Requested** is what the threads ask for; **distinct** counts each byte once for
-# each kernel, as if a perfect cache served every repetition. Real traffic lies between them. By either count the tiled
-# kernel moves less, and only it keeps the $n \times m$ matrix out of memory. Of the 118,784 distinct bytes 81,920 are
-# that matrix, scores and weights each written once and read once. Of the requested bytes it is 28 %; nearly all the
-# rest is Q, K and V read again, and the tiles remove that.
+# Two counts. **Requested** is what the threads ask for; **distinct** counts each sector once for each kernel, as if a
+# perfect cache served every repetition. Real traffic lies between them. By either count the tiled kernel moves less,
+# and only it keeps the $n \times m$ matrix out of memory. Of the 118,784 distinct bytes 81,920 are that matrix, scores
+# and weights each written once and read once. Of the requested bytes it is 28 %; nearly all the rest is Q, K and V read
+# again, and the tiles remove that.
 #
 # What the blocks do, in the second pass: each keeps its tile of Q and walks along the tiles of K and V.
 
@@ -1848,12 +1879,12 @@ plotting.show("The four by five tiles of the score matrix, coloured by block and
 source = LOAD_TILE + ROW_OF_A_TILE.replace("#define PAD 1", "#define PAD 0") + ATTENTION_TILED
 unpadded = cuda.compile(source, name="attention_tiled")
 conflicts = unpadded.check[grid, block, shared](*arguments).bank_conflicts
-print("padding takes away more than 90 % of the extra passes:", tiled.bank_conflicts < 0.1 * conflicts)
+print("padding takes away more than 90 % of the extra wavefronts:", tiled.bank_conflicts < 0.1 * conflicts)
 
 # %% [markdown]
 # Not all of them: a warp holds two rows of the tile, and where each writes its own outputs and weights the two overlap
-# in some banks. (How many passes those cost depends on the compiler, so the number is not printed here; `tiled.table()`
-# shows it by line.)
+# in some banks. (How many wavefronts those cost depends on the compiler, so the number is not printed here;
+# `tiled.table()` shows it by line.)
 #
 # The kernel still reads K twice, only to know the maximum first. Is that needed? Lecture 06 finds a way around it, and
 # that is FlashAttention.
@@ -1870,18 +1901,20 @@ for shape_q, shape_k in (((3, 2, 19, 33), (3, 2, 45, 33)), ((1, 1, 7), (1, 70, 7
 print("six odd shapes agree to 1e-5:", worst < 1e-5)
 
 # %% [markdown]
-# # Traps
+# ## Traps
 #
 # Each of these stands in slides, glossaries or well-known tutorials. Decide what is wrong before you open the answer;
-# the cell after it computes it.
+# the cell below it shows it in numbers.
 #
 # ### "Two tokens are unrelated if their dot product is minus infinity"
 #
 # *Which dot product do unrelated vectors have, and what weight do they get?*
 #
 # <details><summary>Answer</summary>
-# About zero, and a weight of their own: $e^0$ is 1, not 0. A strongly negative score means that key and query point
-# in opposite directions. Minus infinity is no dot product of finite vectors at all. It is what a mask writes.
+#
+# About zero, and a weight of their own: $e^0$ is 1, not 0. A strongly negative score means that key and query point in
+# opposite directions. Minus infinity is no dot product of finite vectors at all. It is what a mask writes.
+#
 # </details>
 
 # %%
@@ -1897,9 +1930,11 @@ print("and where one of them is masked:      ", softmax(np.array([0.0, 0.0, -np.
 # *What is missing, and does its place matter?*
 #
 # <details><summary>Answer</summary>
+#
 # The scale. Papers drop it for brevity. It belongs on $QK^\top$ alone, before $M$ is added. With a mask of 0 and
 # $-\infty$ nobody notices when it is put outside, because $-\infty / \sqrt d$ is still $-\infty$. With a finite $M$,
 # such as the distance penalties of lecture 03, the scale would shrink the penalty.
+#
 # </details>
 
 # %%
@@ -1918,8 +1953,10 @@ for name, m in masks.items():
 # *What does pass through it?*
 #
 # <details><summary>Answer</summary>
+#
 # The outputs: the weighted sums of the values, all heads side by side. Scores could not. Their number depends on the
 # length of the sequence, and the size of a weight matrix does not.
+#
 # </details>
 
 # %%
@@ -1936,8 +1973,10 @@ for n in (5, 9):
 # *Whose are the projections?*
 #
 # <details><summary>Answer</summary>
-# The decoder's. The encoder hands over its output, one vector a token. Each layer of the decoder has its own $W_K$
-# and $W_V$ and makes its own keys and values from it.
+#
+# The decoder's. The encoder hands over its output, one vector a token. Each layer of the decoder has its own $W_K$ and
+# $W_V$ and makes its own keys and values from it.
+#
 # </details>
 
 # %%
@@ -1952,9 +1991,11 @@ print("parameters shared between any two:", len({id(p) for p in projections.valu
 # *What would such an annotation know of the words after $i$?*
 #
 # <details><summary>Answer</summary>
+#
 # Nothing that depends on $i$. The index of both states is $i$: $h_i = [\overrightarrow{h}_i ; \overleftarrow{h}_i]$.
 # The backward network starts at the end, so its state at $T$ has seen one word, and it is the same for every $i$.
 # (Bahdanau et al. 2014, section 3.2.)
+#
 # </details>
 
 # %%
@@ -1973,9 +2014,11 @@ print("backward states that notice a change of word 4:", np.flatnonzero(backward
 # *They reversed the source instead. What does that do to the distances between a word and its translation?*
 #
 # <details><summary>Answer</summary>
+#
 # Their abstract says that the LSTM "did not have difficulty on long sentences". That quality degrades with length is
-# from Cho et al. 2014 (arXiv 1409.1259), on another model. Reversing leaves the average distance as it is and makes
-# the smallest one tiny, which is how the authors explain that it helps (arXiv 1409.3215, section 3.3).
+# from Cho et al. 2014 (arXiv 1409.1259), on another model. Reversing leaves the average distance as it is and makes the
+# smallest one tiny, which is how the authors explain that it helps (arXiv 1409.3215, section 3.3).
+#
 # </details>
 
 # %%
@@ -1991,8 +2034,10 @@ for name, places in (("in order", source), ("reversed", source[::-1])):
 # *Can a decoder that sees only the context $c_t$ write "very very good"?*
 #
 # <details><summary>Answer</summary>
-# Only if the context moves by itself. The paper's output is $g(y_{t-1}, s_t, c_t)$ (equation 4): the last word and
-# the state are arguments too. Without them two steps that look at the same place must say the same.
+#
+# Only if the context moves by itself. The paper's output is $g(y_{t-1}, s_t, c_t)$ (equation 4): the last word and the
+# state are arguments too. Without them two steps that look at the same place must say the same.
+#
 # </details>
 
 # %%
@@ -2014,8 +2059,10 @@ print("a function of c alone differs:         ", not torch.allclose(*short))
 # *Shuffle the tokens. What happens to the output?*
 #
 # <details><summary>Answer</summary>
-# It is shuffled in the same way: self-attention is permutation-**equivariant**. Invariant is one query over a set of
-# keys and values: there the order does not matter at all. A causal mask breaks both.
+#
+# It is shuffled in the same way: self-attention is permutation-**equivariant**. What is invariant is one query over a
+# set of keys and values: there the order does not matter at all. A causal mask breaks both.
+#
 # </details>
 
 # %%
@@ -2035,8 +2082,10 @@ print("causal equivariant:        ", np.allclose(shuffled_causal, causal[order])
 # *Which row goes wrong if that is taken at its word?*
 #
 # <details><summary>Answer</summary>
-# The first: it would have nothing to attend. A position sees those before it **and itself**. Likewise self-attention
+#
+# The first: it would have nothing to attend to. A position sees those before it **and itself**. Likewise self-attention
 # is not "attention to all other tokens".
+#
 # </details>
 
 # %%
@@ -2052,8 +2101,10 @@ print("first output, strictly before:  ", attention_numpy(x, x, x, mask=strict)[
 # *Two functions of PyTorch, one boolean mask. Which keys does each of them use?*
 #
 # <details><summary>Answer</summary>
+#
 # Opposite ones. In `scaled_dot_product_attention` True means *may attend*, as in this course. In
 # `nn.MultiheadAttention` True means *blocked*.
+#
 # </details>
 
 # %%
@@ -2070,9 +2121,11 @@ print("nn.MultiheadAttention:       ", w[0, 0].detach().numpy())
 # *One new query, four keys remembered: which keys does it see?*
 #
 # <details><summary>Answer</summary>
-# Only the oldest one. With fewer queries than keys `scaled_dot_product_attention` aligns its triangle at the top
-# left, as if the query stood at position 0. A new token stands at the end; this course aligns at the bottom right.
-# Lecture 05 meets this bug again.
+#
+# Only the oldest one. With fewer queries than keys `scaled_dot_product_attention` aligns its triangle at the top left,
+# as if the query stood at position 0. A new token stands at the end; this course aligns at the bottom right. Lecture 05
+# meets this bug again.
+#
 # </details>
 
 # %%
@@ -2087,8 +2140,10 @@ print("this course:", attention_weights(query.numpy(), keys.numpy(), causal=True
 # *A perfectly sparse map is given to you. Which work does it save?*
 #
 # <details><summary>Answer</summary>
-# None of the scores: they were needed to find out which weights are zero. It saves part of the value sum. And in
-# floating point softmax does give exact zeros, by underflow.
+#
+# None of the scores: they were needed to find out which weights are zero. It saves part of the blend. And in floating
+# point softmax does give exact zeros, by underflow.
+#
 # </details>
 
 # %%
@@ -2098,12 +2153,12 @@ print("more than half of the weights are exactly zero:", np.mean(weights == 0) >
 print(f"scores that had to be computed to know which: {weights.size} of {q.shape[0] * k.shape[0]}")
 
 # %% [markdown]
-# # Going further
+# ## Going further
 #
 # Ten sections that stand alone. Take those that you are curious about; nothing later in the course needs the others.
 
 # %% [markdown]
-# ## Reading backwards
+# ### Reading backwards
 #
 # **Can a fixed vector be helped without attention?** Sutskever et al. (1409.3215) reversed the source sentences, not
 # the targets. Their test perplexity fell from 5.8 to 4.7 and BLEU rose from 25.9 to 30.6 (section 3.3). Their
@@ -2148,7 +2203,7 @@ def perplexity(reading, seed):
 as_written = [perplexity(list, seed) for seed in range(3)]
 reversed_ = [perplexity(backwards, seed) for seed in range(3)]
 plotting.bars({"as written": as_written, "reversed": reversed_}, ylabel="test perplexity per word",
-              title="Reading backwards helps a network that is told once")
+              title="Reversing the source lowers the perplexity")
 plotting.show("Bars of test perplexity for sources read as written and reversed, three seeds each: reversed is lower.")
 print("reversed: lower by a tenth or more, for each seed:", all(r < 0.9 * w for r, w in zip(reversed_, as_written)))
 
@@ -2158,7 +2213,7 @@ print("reversed: lower by a tenth or more, for each seed:", all(r < 0.9 * w for 
 # training gets hold at the near end and works its way back from there. Attention makes every way that short.
 
 # %% [markdown]
-# ## Must a query look everywhere?
+# ### Must a query look everywhere?
 #
 # So far each query has looked at each key. Luong and colleagues call this *global* and ask for less: the decoder
 # first predicts **one position** $p$ in the source, a real number, then looks at the $2D$ words or so around it. They
@@ -2170,9 +2225,9 @@ print("reversed: lower by a tenth or more, for each seed:", all(r < 0.9 * w for 
 # $$\alpha_s = \text{softmax}(e)_s \; \exp\!\Big(\!-\frac{(s - p)^2}{2\sigma^2}\Big), \qquad
 # \sigma = D/2, \qquad s \in [p - D, p + D]$$
 #
-# The softmax runs over the window only. The product is not normalised again.
+# Here $s$ is the position of a key. The softmax runs over the window only; the product is not normalised again.
 #
-# ### Exercise 1.10: a window that moves  (difficulty 2 of 5, 10 minutes)
+# #### Exercise 1.10: a window that moves  (difficulty 2 of 5, 10 minutes)
 #
 # | argument | shape | meaning |
 # |---|---|---|
@@ -2180,10 +2235,14 @@ print("reversed: lower by a tenth or more, for each seed:", all(r < 0.9 * w for 
 # | `centre` | `(n_queries,)` | the position $p$ of each query, a real number; the first key stands at 0 |
 # | `window` | integer, at least 1 | $D$ |
 #
-# returns weights of shape `(n_queries, n_keys)`, 0 outside the window. A query whose window holds no key gets zeros.
+# Returns weights of shape `(n_queries, n_keys)`, 0 outside the window. A query whose window holds no key gets zeros.
 #
-# <details><summary>Hint</summary>The window is a mask: which pairs have |s - p| at most D? You have a softmax that
-# knows what to do with minus infinity.</details>
+# <details><summary>Hint</summary>
+#
+# The window is a mask: which pairs have |s - p| at most D? You have a softmax that knows what to do with minus
+# infinity.
+#
+# </details>
 
 # %% tags=["exercise", "export"]
 def local_weights(scores, centre, window):
@@ -2212,7 +2271,7 @@ e = np.random.default_rng(1).standard_normal((1, 21))
 local = local_weights(e, np.array([8.3]), 4)[0]
 print("keys with a weight:", np.flatnonzero(local), f"  sum of the weights: {local.sum():.3f}")
 
-plotting.curves({"global": softmax(e)[0], "local-p": local}, x=np.arange(21), xlabel="position of the key",
+plotting.curves({"global": softmax(e)[0], "local-p": local}, xlabel="position of the key",
                 ylabel="weight", title="Local attention keeps eight keys of twenty-one")
 plotting.show("Two curves over 21 key positions: global weights are spread over all of them, "
               "local weights are zero outside 5 to 12.")
@@ -2232,14 +2291,13 @@ print(f"Gaussian at the edge of the window: {np.exp(-2):.3f}")
 
 # %% [markdown]
 # At 8.3 the output moves a little with $p$: a slope. At 9.0 it jumps: the key at 5 leaves while its Gaussian is still
-# $e^{-2} \approx 0.14$, and the key at 13 enters. The authors say the same more politely: differentiable almost
-# everywhere.
+# $e^{-2} \approx 0.14$, and the key at 13 enters. The authors call this differentiable almost everywhere.
 #
 # *Source: Luong et al. 2015, arXiv 1508.04025, section 3.2. Where the window crosses the end of the sentence, the
 # outside is ignored, as here.*
 
 # %% [markdown]
-# ## What if a model may look at only one place?
+# ### What if a model may look at only one place?
 #
 # Soft attention reads everything and mixes. *Hard* attention draws one place from the weights and reads only that.
 # **Nothing flows back through a draw. How is it trained?**
@@ -2343,7 +2401,7 @@ steps = np.array(runs["soft"][0].steps)
 first = {name: np.median([steps[c >= 0.95][0] for c in accuracy]) for name, accuracy in curves.items()}
 for name, accuracy in curves.items():
     print(f"{name:16s}: above 95 % at the end in all three runs: {bool((accuracy[:, -1] > 0.95).all())}")
-print("hard needs at least half as many steps again (median):", first["hard, REINFORCE"] >= 1.5 * first["soft"])
+print("hard needs at least 1.5 times as many steps (median): ", first["hard, REINFORCE"] >= 1.5 * first["soft"])
 
 plotting.curves(curves, x=steps, xlabel="training step", ylabel="accuracy",
                 title="Hard attention learns the same, later and less smoothly")
@@ -2357,7 +2415,7 @@ plotting.show("Accuracy against training steps, three runs each: soft attention 
 # attention by a variational bound or, equivalently, REINFORCE.*
 
 # %% [markdown]
-# ## Is an attention weight ever exactly zero?
+# ### Is an attention weight ever exactly zero?
 #
 # A softmax of finite scores is positive everywhere. **Are there others that can say "not at all"? And does that save
 # work?**
@@ -2422,7 +2480,7 @@ draw = np.random.default_rng(4)
 n, d = 256, 64
 q, k = draw.standard_normal((2, n, d))
 s = q @ k.T / np.sqrt(d)
-print("              zero weights   FLOPs of Q K^T   FLOPs of the value sum, zeros skipped")
+print("              zero weights   FLOPs of Q K^T   FLOPs of the blend, zeros skipped")
 for name, p in (("softmax", softmax(s)), ("entmax-1.5", entmax(s, 1.5)), ("sparsemax", sparsemax(s))):
     print(f"{name:11s} {np.mean(p == 0):12.0%} {2 * n * n * d:16,d} {2 * (p > 0).sum() * d:22,d}")
 
@@ -2431,7 +2489,7 @@ for name, p in (("softmax", softmax(s)), ("entmax-1.5", entmax(s, 1.5)), ("spars
 # have to find whole tiles of zeros. The cost of attention is not in the small weights. It is in computing the scores
 # (lecture 07 skips those).
 #
-# ### And softmax itself, in floating point?
+# #### And softmax itself, in floating point?
 
 # %%
 for dtype, stays, goes in ((np.float16, 10, 20), (np.float32, 80, 110), (np.float64, 700, 750)):
@@ -2446,7 +2504,7 @@ for dtype, stays, goes in ((np.float16, 10, 20), (np.float32, 80, 110), (np.floa
 # 1905.05702 (entmax).*
 
 # %% [markdown]
-# ## Can attention follow a chain of facts?
+# ### Can attention follow a chain of facts?
 #
 # "Which river flows through the capital of Italy?" No single fact answers that. **What if the answer of one look-up
 # becomes the query of the next?** A key-value memory network does this. A fact is stored as a key (subject and
@@ -2500,7 +2558,7 @@ print(f"at sharpness 3: hop 1 {right[2, 0]:.2f}, hop 2 {right[2, 1]:.2f}")
 # *Source: Miller et al. 2016, Key-Value Memory Networks for Directly Reading Documents, arXiv 1606.03126.*
 
 # %% [markdown]
-# ## How are weights taken out of a model that does not return them?
+# ### How are weights taken out of a model that does not return them?
 #
 # With a forward hook: a function that PyTorch calls with the output of a module. Tools such as TransformerLens are
 # this idea, carried through a whole model.
@@ -2537,7 +2595,7 @@ print("shape:", caught.shape, "  equal to what it returns, to 1e-6:", np.allclos
 print("no hook left behind:", sum(len(layer._forward_hooks) for layer in layers) == hooks)
 
 # %% [markdown]
-# ## Six layers, one map?
+# ### Six layers, one map?
 #
 # In the last layer the row of "it" says how much was taken from each *position*, and by then each position is a mixture
 # of all words. **How much comes from each word of the input?** *Attention rollout* multiplies the maps of all layers,
@@ -2561,8 +2619,8 @@ plotting.show("Two heat maps of the same sentence: the mean map of the last laye
 print("smallest share of [CLS] in a row of the rollout:", rollout(w)[:, 0].min().round(2))
 
 # %% [markdown]
-# When is this exactly right? If a layer did nothing but mix: $x \leftarrow \frac12 x + \frac12 A x$. Then the rollout
-# **is** the Jacobian. With value matrices in between, the maps no longer tell. Three layers, seven tokens:
+# When is this exactly right? When a layer does nothing but mix: $x \leftarrow \frac12 x + \frac12 A x$. Then the
+# rollout **is** the Jacobian. With value matrices in between, the maps no longer tell. Three layers, seven tokens:
 
 # %%
 def jacobian_norms(maps, value_matrices, n=7, d=8):
@@ -2629,7 +2687,7 @@ print("mean of all layers above rollout, in each of the four sentences:", above)
 # *Source: Abnar and Zuidema 2020, Quantifying Attention Flow in Transformers, arXiv 2005.00928.*
 
 # %% [markdown]
-# ## When does the output determine the weights?
+# ### When does the output determine the weights?
 #
 # Section 1.8 showed two rows of weights with one output. **When is that possible?** The condition: a change $\delta$ of
 # a row is invisible if $\delta^\top V = 0$, and allowed if $\delta^\top \mathbf{1} = 0$ and no weight turns negative. A
@@ -2679,7 +2737,7 @@ print(f"rank of [V 1] in the 72 heads: {ranks.min()} to {ranks.max()}, for 16 ke
 # 1908.04626, answering Jain and Wallace 2019.*
 
 # %% [markdown]
-# ## What would resolving "it" take?
+# ### What would resolving "it" take?
 #
 # No single head of the trained model did it. **Is a look-up enough in principle?** Here is one by hand. Warning: the
 # vectors are **constructed to make it work**. This shows what attention can express, not what any model has learned.
@@ -2699,7 +2757,7 @@ for adjective in ("tired", "wide"):
     rows.append(softmax(np.where(heard, 10 * is_noun + 5 * fits @ found, -np.inf)))      # layer 2: which noun fits?
 plotting.heatmap(np.stack(rows), queries=["it ... tired", "it ... wide"], keys=words,
                  title="Constructed: two look-ups resolve the pronoun")
-plotting.show("Heat map of two rows: with tired the pronoun looks at animal, with wide at street.")
+plotting.show('Heat map of two rows: with "tired" the pronoun looks at "animal", with "wide" at "street".')
 
 # %% [markdown]
 # Two look-ups are enough. The order matters: which noun fits depends on the adjective, so the query for the noun must
@@ -2719,7 +2777,7 @@ for verb, able in can.items():
 # comes from its training data, not from the sentence.
 
 # %% [markdown]
-# ## What does a sentiment model look at?
+# ### What does a sentiment model look at?
 #
 # Yang and colleagues let words vote for the meaning of a sentence and sentences for the meaning of a review. Both
 # times the "query" is a learned vector $u$: which words matter, in general? Their paper shows the weights as heat
@@ -2797,7 +2855,7 @@ row = np.arange(1000)
 negated = test_reviews[row, s, p - 1].numpy() == 6
 _, word_weights, sentence_weights = readers[1]
 figure, axes = plt.subplots(1, 2, figsize=(11, 2.8))
-shown = {"“not” takes the weight": np.flatnonzero(negated)[0],
+shown = {'"not" takes the weight': np.flatnonzero(negated)[0],
          "the opinion takes the weight": np.flatnonzero(~negated)[0]}
 for ax, (title, review) in zip(axes, shown.items()):
     ax.imshow(word_weights[review], cmap="viridis", vmin=0, vmax=1, aspect="auto")
@@ -2837,7 +2895,7 @@ for name, which in (("without not", ~negated), ("with not", negated)):
 # (aclanthology.org/N16-1174).*
 
 # %% [markdown]
-# ## What changes in half precision?
+# ### What changes in half precision?
 #
 # Half precision holds numbers up to 65504. **Which steps of attention leave that range?** Three do, each at its own
 # place.
@@ -2886,7 +2944,7 @@ print("minus infinity, guarded:    ", softmax(np.full(3, -np.inf, dtype=np.float
 # %% [markdown]
 # ## Glossary
 #
-# The first sentence of each function's own description. If a definition changes in the code, it changes here.
+# The first line of each function's own description. If a definition changes in the code, it changes here.
 
 # %%
 import inspect
@@ -2917,13 +2975,13 @@ sdpa = F.scaled_dot_product_attention(*(torch.from_numpy(a)[None] for a in (x, y
 print("SDPA is the same function to 1e-10:", np.allclose(sdpa, attention_numpy(x, y, y), atol=1e-10))
 
 # %% [markdown]
-# # Summary
+# ## Summary
 #
 # - A recurrent state is a bottleneck. Attention keeps everything and searches it when the question is known; the path
 #   from any input to the output is one step long.
 # - $O = \text{softmax}(QK^\top / \sqrt d)\, V$. Keys decide where to look, values what comes back. The softmax is
 #   shifted by the row's maximum, the scores are divided by $\sqrt d$ so that it starts unsaturated, and a mask writes
-#   $-\infty$ before it. A row with nothing to attend is zero.
+#   $-\infty$ before it. A row with nothing to attend to is zero.
 # - The cost: $4 n m d$ floating-point operations and, if written out, $n m$ weights. Tiles in shared memory keep the
 #   weights out of global memory.
 # - Weights show where a model looked. That is evidence, not an explanation.

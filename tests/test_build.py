@@ -79,7 +79,7 @@ def test_the_lecture_has_stubs_where_the_solutions_were(course):
 
 def test_the_first_cell_of_a_lecture_says_where_it_comes_from_and_how_to_do_an_exercise(course):
     first = notebook(course, "lectures").cells[0].source
-    assert "Generated from `solutions/01_sample.py`" in first and "run the check" in first
+    assert "generated from `solutions/01_sample.py`" in first and "run the check" in first
 
 
 def test_both_notebooks_are_executed_and_the_lecture_goes_on_with_the_reference(course):

@@ -42,7 +42,7 @@ def test_sectors_are_counted_as_the_memory_fetches_them(offsets, size, sectors):
 
 
 @pytest.mark.parametrize(
-    ("offsets", "size", "passes"),
+    ("offsets", "size", "count"),
     [
         (4 * LANE, 4, 1),
         (4 * LANE * 32, 4, 32),  # a column of tile[32][32]
@@ -55,8 +55,8 @@ def test_sectors_are_counted_as_the_memory_fetches_them(offsets, size, sectors):
         (np.where(LANE < 2, 128 * LANE, -1), 4, 2),
     ],
 )
-def test_wavefronts_count_different_words_in_one_bank(offsets, size, passes):
-    assert figures.wavefronts_of(offsets, size) == passes
+def test_wavefronts_count_different_words_in_one_bank(offsets, size, count):
+    assert figures.wavefronts_of(offsets, size) == count
 
 
 STRIDED = """__global__ void strided(const float* x, float* y, int stride, int start) {
@@ -79,8 +79,8 @@ def test_the_pictures_count_as_the_report_does(stride, start):
 def test_titles_state_what_the_accesses_do():
     assert title(figures.warp_access(4 * LANE * 64)) == "32 lanes ask for 128 bytes: 32 sectors fetched, 4 would do"
     assert title(figures.warp_access(4 * LANE)) == "32 lanes ask for 128 bytes: 4 sectors fetched, none wasted"
-    assert title(figures.bank_map(4 * LANE * 32)) == "32 lanes meet in 1 of 32 banks: 32 passes, 1 would do"
-    assert title(figures.bank_map(4 * LANE * 33)) == "No conflict: 32 of 32 banks at work, one pass"
+    assert title(figures.bank_map(4 * LANE * 32)) == "32 lanes meet in 1 of 32 banks: 32 wavefronts, 1 would do"
+    assert title(figures.bank_map(4 * LANE * 33)) == "No conflict: 32 of 32 banks at work, one wavefront"
     loads = [(0, "Q", 0)] + [(t, name, t) for t in range(4) for name in "KV"]
     assert title(figures.tiles_over_time(loads)) == "Tiles loaded in 4 steps: Q 1, K 4, V 4"
     assert title(figures.walk_picture([(0, 0, 0), (1, 1, 0), (1, 1, 1)])) == "2 blocks visit 3 of 4 tiles in 2 steps"
@@ -93,7 +93,7 @@ def test_a_warp_picture_has_one_cell_for_each_word_and_one_for_each_sector():
     assert widths.count(32) == 32
 
 
-def test_a_bank_map_is_as_high_as_the_number_of_passes():
+def test_a_bank_map_is_as_high_as_the_number_of_wavefronts():
     for stride in (1, 2, 3, 4, 8, 16, 32, 33):
         ax = figures.bank_map(4 * LANE * stride)
         assert max(patch.get_y() + patch.get_height() for patch in ax.patches) == figures.wavefronts_of(4 * LANE * stride)

@@ -84,7 +84,7 @@ def test_every_exercise_is_open_in_the_lecture_and_solved_in_the_solution(source
 
 @every_lecture
 def test_the_lecture_says_first_that_it_is_generated(source):
-    assert read(ROOT / "lectures" / f"{source.stem}.ipynb").cells[0].source.startswith("*Generated from")
+    assert read(ROOT / "lectures" / f"{source.stem}.ipynb").cells[0].source.count(f"generated from `solutions/{source.name}`") == 1
 
 
 @every_notebook

@@ -172,10 +172,10 @@ def learner_cells(lecture):
 
 def _note(lecture):
     return (
-        f"*Generated from `solutions/{lecture.path.name}`: edit that file, then `python course.py build "
-        f"{lecture.name[:2]}`.*\n\n"
         "*An exercise: replace `raise NotImplementedError` (in CUDA, `// your code here`) by your code, run the cell, "
-        f"then run the check below it. Solved: `solutions/{lecture.name}.ipynb`.*"
+        f"then run the check below it. Solved: `solutions/{lecture.name}.ipynb`.*\n\n"
+        f"*(For authors: generated from `solutions/{lecture.path.name}`; edit that, then "
+        f"`python course.py build {lecture.name[:2]}`.)*"
     )
 
 

@@ -28,10 +28,10 @@ def sectors_of(offsets, size=WORD):
 
 
 def wavefronts_of(offsets, size=WORD):
-    """How many passes the 32 banks of shared memory need for one request; 1 is ideal for 4-byte accesses.
+    """How many wavefronts the 32 banks of shared memory need for one request; 1 is ideal for 4-byte accesses.
 
-    A bank delivers one 4-byte word a pass, to any number of lanes. Accesses of 8 and 16 bytes are served in half and in
-    quarter warps, each with passes of its own.
+    A bank delivers one 4-byte word a wavefront, to any number of lanes. Accesses of 8 and 16 bytes are served in half and in
+    quarter warps, each with wavefronts of its own.
     """
     return sum(max(len(words) for words in part.values()) for part in _banks(offsets, size))
 
@@ -73,20 +73,20 @@ def warp_access(offsets, size=WORD, title=None, ax=None):
 
 
 def bank_map(offsets, size=WORD, title=None, ax=None):
-    """Which banks of shared memory a warp's 32 accesses meet in; every cell above the first row is one more pass.
+    """Which banks of shared memory a warp's 32 accesses meet in; every cell above the first row is one more wavefront.
 
     offsets (lanes,): byte offsets into shared memory, -1 for a lane that does not take part. size: bytes for each lane.
     Lanes that want the same word share a cell: that is no conflict. Returns the axes.
     """
     parts = _banks(offsets, size)
-    passes = wavefronts_of(offsets, size)
+    count = wavefronts_of(offsets, size)
     if title is None:
         busy = len(set().union(*parts))
-        title = f"{len(_offsets(offsets, size))} lanes meet in {busy} of 32 banks: {passes} passes, {len(parts)} would do"
-        if passes == len(parts):
-            title = f"No conflict: {busy} of 32 banks at work, " + ("one pass" if passes == 1 else f"{passes} passes")
+        title = f"{len(_offsets(offsets, size))} lanes meet in {busy} of 32 banks: {count} wavefronts, {len(parts)} would do"
+        if count == len(parts):
+            title = f"No conflict: {busy} of 32 banks at work, " + ("one wavefront" if count == 1 else f"{count} wavefronts")
     if ax is None:
-        ax = plt.subplots(figsize=(9, 1.8 + 0.24 * passes))[1]
+        ax = plt.subplots(figsize=(9, 1.8 + 0.24 * count))[1]
     base = 0
     for part in parts:
         for bank, words in sorted(part.items()):
@@ -95,11 +95,11 @@ def bank_map(offsets, size=WORD, title=None, ax=None):
                                        edgecolor="white", linewidth=0.8))
                 ax.text(bank, base + height + 0.5, _short(lanes), color="white", fontsize=7, ha="center", va="center")
         base += max(len(words) for words in part.values())
-    ax.set(xlim=(-0.5, BANKS - 0.5), ylim=(0, max(base, 2)), xlabel="bank (4-byte word modulo 32)", ylabel="pass",
+    ax.set(xlim=(-0.5, BANKS - 0.5), ylim=(0, max(base, 2)), xlabel="bank (4-byte word modulo 32)", ylabel="wavefront",
            xticks=range(0, BANKS, 4))
     ax.yaxis.set_major_locator(plt.MaxNLocator(integer=True))
     ax.grid(visible=False)
-    _legend(ax, [(BLUE, "first word of its bank (number: lane)"), (RED, "waits for another pass")])
+    _legend(ax, [(BLUE, "first word of its bank (number: lane)"), (RED, "waits for another wavefront")])
     set_title(ax.figure, title)
     return ax
 

@@ -46,7 +46,7 @@ class Report:
     sectors_loaded, sectors_stored: 32-byte sectors moved if nothing is cached; sector_bytes_loaded,
     sector_bytes_stored: the same in bytes.
     distinct_loaded, distinct_stored: each sector counted once, as with a perfect cache.
-    shared_loaded, shared_stored; bank_conflicts: extra passes over the banks (wavefronts), 0 is ideal; shared_bytes: shared memory of a block.
+    shared_loaded, shared_stored; bank_conflicts: extra wavefronts, 0 is ideal; shared_bytes: shared memory of a block.
     sectors_per_request: {line: sectors for each warp request to global memory, of the line's worst access}.
     rows: list of `Row`. output: what printf wrote. races_unchecked: arrays too large for races to be looked for.
     """
@@ -143,7 +143,7 @@ class Report:
                  "32-byte sectors of each warp request, nothing cached"),
                 ("distinct", self.distinct_loaded, self.distinct_stored, "each sector once, as with a perfect cache"),
                 ("shared memory", self.shared_loaded, self.shared_stored,
-                 f"{self.shared_bytes:,} B a block, {self.bank_conflicts:,} extra passes by bank conflicts")]
+                 f"{self.shared_bytes:,} B a block, {self.bank_conflicts:,} extra wavefronts by bank conflicts")]
 
     def __str__(self):
         verdict = "no problem found" if self.ok else f"{len(self.problems)} problem{'s' * (len(self.problems) > 1)}"

@@ -74,7 +74,7 @@ def walk(visits):
     empty = [_rect(*at(q, k), "#ffffff") for q in range(n_queries) for k in range(n_keys)]
     empty += [_rect(MARGIN, top + q * CELL, "#ffffff") for q in range(n_queries)]
     empty += [_rect(left + k * CELL, MARGIN + row * (CELL + GAP), "#ffffff") for row in (0, 1) for k in range(n_keys)]
-    names = [_text(MARGIN + CELL / 2, top - GAP, "Q"), _text(left - GAP, MARGIN + CELL / 2 + 5, "K"),
+    names = [_text(MARGIN - GAP, top + n_queries * CELL / 2 + 5, "Q"), _text(left - GAP, MARGIN + CELL / 2 + 5, "K"),
              _text(left - GAP, MARGIN + CELL + GAP + CELL / 2 + 5, "V")]  # fmt: skip
 
     frames = []

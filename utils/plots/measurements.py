@@ -10,10 +10,11 @@ from utils.plots.figure import COLOURS, INK, LINES, MARKERS, set_title
 from utils.plots.inputs import as_finite, as_named
 
 
-def curves(series, x=None, xlabel="", ylabel="", title="", threshold=None, log_y=False, ax=None):
+def curves(series, x=None, xlabel="", ylabel="", title="", threshold=None, threshold_name="threshold",
+           log_y=False, ax=None):
     """Lines. {label: y (n,) or (seeds, n)}: of several seeds the mean is drawn, and a band from the lowest to the highest.
 
-    x (n,): shared by all, 0, 1, 2, ... by default. threshold: a horizontal line. Returns the axes.
+    x (n,): shared by all, 0, 1, 2, ... by default. threshold: a horizontal line, and its name. Returns the axes.
     Raises ValueError for lengths that differ from x, values that are not finite, or not positive with log_y.
     """
     named = {str(label): np.atleast_2d(as_finite(y, f"series {label!r}", dims=(1, 2)))
@@ -32,7 +33,7 @@ def curves(series, x=None, xlabel="", ylabel="", title="", threshold=None, log_y
         if len(y) > 1:
             ax.fill_between(at, y.min(0), y.max(0), color=look["color"], alpha=0.18, linewidth=0)
     if threshold is not None:
-        ax.axhline(threshold, color="#666666", linewidth=1.2, linestyle=(0, (2, 2)), label=f"threshold {threshold:g}")
+        ax.axhline(threshold, color="#666666", linewidth=1.2, linestyle=(0, (2, 2)), label=f"{threshold_name} {threshold:g}")
     if log_y:
         ax.set_yscale("log")
     seeds = {len(y) for y in named.values()} - {1}
