@@ -72,8 +72,9 @@ __global__ void stuck(float* x) {
 
 def test_a_worker_that_died_between_launches_is_replaced():
     assert still_works()
-    process.worker().process.kill()
-    process.worker().process.wait()
+    first = process.worker().process
+    first.kill()
+    first.wait()
     assert still_works()
 
 
