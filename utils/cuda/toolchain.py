@@ -125,8 +125,9 @@ def kernel_flags(compiler, checked):
         return [*flags, "-O3"]
     flags += ["-O1", "-g1", "-DCU_CHECKED", "-fno-optimize-sibling-calls"]
     if compiler.is_clang:
-        return [*flags, "-fsanitize-coverage=func,trace-loads,trace-stores", "-fno-vectorize", "-fno-slp-vectorize",
-                "-fno-unroll-loops", "-fno-builtin-memset", "-fno-builtin-memcpy"]
+        return [*flags, "-gdwarf-4",          # for Windows too, where clang would write CodeView
+                "-fsanitize-coverage=func,trace-loads,trace-stores", "-fno-vectorize", "-fno-slp-vectorize", "-fno-unroll-loops",
+                "-fno-builtin-memset", "-fno-builtin-memcpy"]
     return [*flags, "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0", "-gstatement-frontiers",
             "-fno-reorder-blocks"]           # the last .loc of the kernel before a call is then that of its statement
 

@@ -5,6 +5,8 @@
 #define CU_UNARY(name) double name(double) noexcept; float name##f(float) noexcept;
 #define CU_BINARY(name) double name(double, double) noexcept; float name##f(float, float) noexcept;
 extern "C" {
+void* memcpy(void*, const void*, size_t) noexcept;
+void* memset(void*, int, size_t) noexcept;
 CU_UNARY(exp) CU_UNARY(exp2) CU_UNARY(expm1) CU_UNARY(log) CU_UNARY(log2) CU_UNARY(log10) CU_UNARY(log1p)
 CU_UNARY(sqrt) CU_UNARY(cbrt) CU_UNARY(sin) CU_UNARY(cos) CU_UNARY(tan) CU_UNARY(asin) CU_UNARY(acos) CU_UNARY(atan)
 CU_UNARY(sinh) CU_UNARY(cosh) CU_UNARY(tanh) CU_UNARY(erf) CU_UNARY(erfc)

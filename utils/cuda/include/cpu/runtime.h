@@ -10,9 +10,6 @@ struct CuSharedArray { unsigned launch; void* address; };   // where a __shared_
 enum CuVote { CU_COUNT, CU_ALL, CU_ANY };
 
 extern "C" {
-void* memcpy(void*, const void*, size_t) noexcept;
-void* memset(void*, int, size_t) noexcept;
-
 uint3 cu_thread_idx() CU_CONST;
 uint3 cu_block_idx() CU_CONST;
 uint3 cu_block_dim() CU_CONST;
