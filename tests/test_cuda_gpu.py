@@ -50,6 +50,16 @@ def test_tensors_on_two_gpus_are_refused():
         gpu.launch(kernel, (1, 1, 1), (32, 1, 1), 0, (FakeTensor(), 3, FakeTensor("cuda:1")))
 
 
+@pytest.mark.parametrize("how", ["kernel", "fast"])
+def test_cuda_tensors_are_launched_on_the_gpu(how, monkeypatch):
+    launched = []
+    monkeypatch.setattr(gpu, "launch", lambda *what: launched.append(what))
+    kernel = cuda.compile("__global__ void k(float* x, int n) { x[n] = 1.f; }")
+    arguments = (FakeTensor(), 2)
+    (kernel if how == "kernel" else kernel.fast)[(3, 2), 64, 128](*arguments)
+    assert launched == [(kernel, (3, 2, 1), (64, 1, 1), 128, arguments)]
+
+
 FAKE_LAUNCH = r'''
 import contextlib, ctypes, sys
 from types import SimpleNamespace

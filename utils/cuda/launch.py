@@ -64,21 +64,29 @@ class Kernel:
 
     @property
     def fast(self):
-        """`kernel.fast[grid, block](...)` runs on the CPU without checks, some fifty times faster."""
+        """`kernel.fast[grid, block](...)` runs without checks, on the CPU some fifty times faster; CUDA tensors: as above."""
         return _Launcher(self, self._fast)
 
     def _run(self, grid, block, shared, arguments):
-        args.check_count(self.name, self.parameters, arguments)
-        if args.on_gpu(self.name, self.parameters, arguments):
-            from . import gpu
-            return gpu.launch(self, grid, block, shared, arguments)
+        if self._on_gpu(arguments):
+            return self._run_on_gpu(grid, block, shared, arguments)
         report = self._check(grid, block, shared, arguments)
         if report.output:
             print(report.output, end="")
         if not report.ok:
             raise KernelError(report.complaint(), report)
 
+    def _on_gpu(self, arguments):
+        args.check_count(self.name, self.parameters, arguments)
+        return args.on_gpu(self.name, self.parameters, arguments)
+
+    def _run_on_gpu(self, grid, block, shared, arguments):
+        from . import gpu
+        gpu.launch(self, grid, block, shared, arguments)
+
     def _check(self, grid, block, shared, arguments):
+        if self._on_gpu(arguments):
+            raise ValueError(f"{self.name}: .check runs on the CPU; pass arrays in the CPU's memory")
         build = checked_build(self.source, self.name)
         try:
             result, arrays = self._launch(build, True, grid, block, shared, arguments, threads=1)
@@ -87,6 +95,8 @@ class Kernel:
         return Report(self, build, block, arrays, result)
 
     def _fast(self, grid, block, shared, arguments):
+        if self._on_gpu(arguments):
+            return self._run_on_gpu(grid, block, shared, arguments)
         build = plain_build(self.source, self.name)
         threads = 1 if self._ordered else min(_cores(), math.prod(grid))
         try:
@@ -109,9 +119,6 @@ class Kernel:
         return "crash", 0, f"CRASH: {self.name} crashed the process it ran in. {advice}"
 
     def _launch(self, build, checked, grid, block, shared, arguments, threads):
-        args.check_count(self.name, self.parameters, arguments)
-        if args.on_gpu(self.name, self.parameters, arguments):
-            raise ValueError(f"{self.name}: .check and .fast run on the CPU; pass arrays in the CPU's memory")
         packed = args.pack(self.name, self.parameters, build.signature, arguments)
         arrays = [a for a in packed if isinstance(a, args.Array)]
         args.check_overlap(self.name, arrays)
