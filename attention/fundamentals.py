@@ -18,7 +18,7 @@ def softmax(x, axis=-1):
     """Softmax along one axis, shifted by the maximum so that no finite score overflows.
 
     x: floats of any shape; -inf gives weight 0. Returns an array of the same shape and float type.
-    A row of only -inf is all zeros: nothing may be attended, so nothing is.
+    A row of only -inf is all zeros: nothing may be attended to, so nothing is.
     """
     x = np.asarray(x, np.result_type(x, np.float16))
     maximum = np.max(x, axis=axis, keepdims=True, initial=-np.inf)
@@ -63,7 +63,7 @@ def attention_weights(q, k, mask=None, causal=False, scale=None):
     """Attention weights softmax(scale * q k^T) with masks, in NumPy.
 
     q (..., n_queries, d_head), k (..., n_keys, d_head), mask boolean and broadcastable to (..., n_queries, n_keys)
-    with True = may attend. Returns (..., n_queries, n_keys); a row with nothing to attend is zero.
+    with True = may attend. Returns (..., n_queries, n_keys); a row with nothing to attend to is zero.
     Source: Vaswani et al. 2017 (arXiv 1706.03762), equation 1.
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
@@ -96,12 +96,13 @@ def check_arguments(q, k, v, mask=None):
             raise ValueError(f"mask must broadcast to {full}, got shape {tuple(mask.shape)}")
 
 def attention_numpy(q, k, v, mask=None, causal=False, scale=None):
-    """Scaled dot-product attention in NumPy: the oracle of attention_torch and attention_cuda.
+    """Each query's weighted average of the values: softmax(q k^T / sqrt(d_head)) v, in NumPy.
 
+    The oracle of attention_torch and attention_cuda.
     q (..., n_queries, d_head), k (..., n_keys, d_head), v (..., n_keys, d_v); mask boolean, True = may attend,
     broadcastable to (..., n_queries, n_keys); causal is aligned at the bottom right; scale defaults to
     1/sqrt(d_head). Returns (..., n_queries, d_v) in the float type of q (half precision is computed in single);
-    a query with nothing to attend gets zeros. Raises ValueError when shapes or mask do not fit.
+    a query with nothing to attend to gets zeros. Raises ValueError when shapes or mask do not fit.
     Source: Vaswani et al. 2017 (arXiv 1706.03762), equation 1.
     """
     check_arguments(q, k, v, mask)
@@ -116,8 +117,10 @@ def attention_torch(q, k, v, mask=None, causal=False, scale=None):
     Half precision is computed in single and returned in the type of q. mask and causal as in attention_numpy.
     """
     check_arguments(q, k, v, mask)
-    work = torch.promote_types(q.dtype, torch.float32)
+    work = torch.promote_types(q.dtype, torch.float32 if q.is_floating_point() else torch.float64)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if k.shape[-2] == 0:
+        return q.new_zeros(*q.shape[:-1], v.shape[-1])
     scores = q.to(work) @ k.to(work).transpose(-1, -2) * scale
     if causal:
         allowed = torch.from_numpy(causal_mask(q.shape[-2], k.shape[-2])).to(q.device)
@@ -127,7 +130,8 @@ def attention_torch(q, k, v, mask=None, causal=False, scale=None):
     maximum = scores.detach().amax(-1, keepdim=True)
     weights = torch.exp(scores - maximum.masked_fill(maximum == -math.inf, 0))
     total = weights.sum(-1, keepdim=True)
-    return (weights / total.masked_fill(total == 0, 1) @ v.to(work)).to(q.dtype)
+    out = weights / total.masked_fill(total == 0, 1) @ v.to(work)
+    return out.to(q.dtype) if q.is_floating_point() else out
 
 
 def attention_backward(q, k, v, d_out, mask=None, causal=False, scale=None):
@@ -165,7 +169,7 @@ class AdditiveAttention(nn.Module):
         if mask.dtype != torch.bool or mask.shape != expected:
             raise ValueError(f"mask must be boolean of shape {expected}, not {mask.dtype} {tuple(mask.shape)}")
         scores = torch.tanh((query @ self.w_q)[:, None] + keys @ self.w_k) @ self.v
-        lowest = torch.finfo(scores.dtype).min                            # not -inf: a row of them would be nan
+        lowest = torch.finfo(scores.dtype).min                # a row of -inf would be nan; `* mask` makes zeros exact
         weights = torch.softmax(scores.masked_fill(~mask, lowest), dim=-1) * mask
         return (weights[:, None] @ keys)[:, 0], weights
 
@@ -261,8 +265,8 @@ __global__ void scores(const float* q, const float* k, float* s, int n_queries, 
   int j = blockIdx.x * blockDim.x + threadIdx.x, i = blockIdx.y * blockDim.y + threadIdx.y;
   if (i >= n_queries || j >= n_keys) return;
   float sum = 0.0f;
-  for (int t = 0; t < d; ++t) sum += q[i * d + t] * k[j * d + t];
-  s[i * n_keys + j] = scale * sum;
+  for (int t = 0; t < d; ++t) sum += q[(size_t)i * d + t] * k[(size_t)j * d + t];
+  s[(size_t)i * n_keys + j] = scale * sum;
 }
 """
 BLEND = r"""
@@ -270,8 +274,8 @@ __global__ void blend(const float* p, const float* v, float* out, int n_queries,
   int t = blockIdx.x * blockDim.x + threadIdx.x, i = blockIdx.y * blockDim.y + threadIdx.y;
   if (i >= n_queries || t >= d) return;
   float sum = 0.0f;
-  for (int j = 0; j < n_keys; ++j) sum += p[i * n_keys + j] * v[j * d + t];
-  out[i * d + t] = sum;
+  for (int j = 0; j < n_keys; ++j) sum += p[(size_t)i * n_keys + j] * v[(size_t)j * d + t];
+  out[(size_t)i * d + t] = sum;
 }
 """
 
@@ -300,8 +304,8 @@ __global__ void scores_tiled(const float* q, const float* k, float* s, int n_que
     if (i < n_queries && j < n_keys) {
       /* place 2 */
       float sum = 0.0f;
-      for (int t = 0; t < d; ++t) sum += q[i * d + t] * k_tile[threadIdx.x * d + t];
-      s[i * n_keys + j] = scale * sum;
+      for (int t = 0; t < d; ++t) sum += q[(size_t)i * d + t] * k_tile[threadIdx.x * d + t];
+      s[(size_t)i * n_keys + j] = scale * sum;
     }
     /* place 3 */
   }
@@ -370,13 +374,13 @@ __global__ void attention_tiled(const float* q, const float* k, const float* v, 
           o_tile[y * (d_v + PAD) + c] += p_tile[y * (TILE + PAD) + r] * v_tile[r * (d_v + PAD) + c];
     }
     maximum = row_max(maximum);
-    if (maximum == -INFINITY) maximum = 0.0f;           // nothing to attend: every weight is exp(-inf) = 0
+    if (maximum == -INFINITY) maximum = 0.0f;           // nothing to attend to: every weight is exp(-inf) = 0
   }
   total = row_sum(total);
 
   // write
   for (int c = x; c < d_v && i < n_queries; c += TILE)
-    out[(head * n_queries + i) * d_v + c] = total > 0.0f ? o_tile[y * (d_v + PAD) + c] / total : 0.0f;
+    out[(head * n_queries + i) * d_v + c] = total == 0.0f ? 0.0f : o_tile[y * (d_v + PAD) + c] / total;
 }
 """
 
@@ -394,7 +398,7 @@ def attention_launch(q, k, v, mask, causal, scale):
     allowed = torch.ones(1, dtype=torch.uint8, device=q.device) if mask is None else \
         torch.as_tensor(mask, device=q.device).expand(*lead, n_queries, n_keys).to(torch.uint8).contiguous()
     out = torch.zeros(*lead, n_queries, d_v, device=q.device)
-    scale = 1 / math.sqrt(d) if scale is None else scale
+    scale = 1 / math.sqrt(d) if scale is None else float(scale)
     shared = 4 * 16 * (2 * (d + 1) + 2 * (d_v + 1) + 17)
     arguments = (q, k, v, allowed, out, n_queries, n_keys, d, d_v, int(mask is not None), int(causal), scale)
     return (max(1, math.prod(lead)), -(-n_queries // 16)), (16, 16), shared, arguments, out
@@ -403,14 +407,15 @@ def attention_cuda(q, k, v, mask=None, causal=False, scale=None):
     """Scaled dot-product attention by the tiled CUDA kernel; arguments, shapes and errors as attention_numpy.
 
     NumPy arrays and CPU tensors run on the CPU, CUDA tensors on the GPU. Computed in single precision, returned in
-    the kind and type of q. Up to about 880 entries a head, where the tiles fill the shared memory of a block.
+    the kind and type of q. Not differentiable.
+    d + d_v up to 1,804 where a block may have 227 KB of shared memory, 1,292 on sm_80, 780 on sm_120.
     """
     check_arguments(q, k, v, mask)
-    tensors = [torch.as_tensor(a) for a in (q, k, v)]
+    tensors = [a if isinstance(a, torch.Tensor) else torch.from_numpy(np.array(a)) for a in (q, k, v)]
     grid, block, shared, arguments, out = attention_launch(*tensors, mask, causal, scale)
     if out.numel() and k.shape[-2]:
-        attention_kernel().fast[grid, block, shared](*arguments)
-    out = out.to(tensors[0].dtype)
+        attention_kernel().fast[grid, block, shared](*arguments)                # without the checks and counts
+    out = out.to(tensors[0].dtype if tensors[0].is_floating_point() else torch.float64)
     return out if isinstance(q, torch.Tensor) else out.numpy()
 
 

@@ -1,11 +1,12 @@
 """Training for the small models of the course: the same first weights on every system, one loop for all."""
 
+import sys
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 
 class History(NamedTuple):
@@ -69,7 +70,7 @@ def fit(model, batches, loss, steps, lr=3e-3, evaluate=None, every=50, stop_at=N
     history = History([], [], [])
     batches = iter(batches)
     model.train()
-    for step in tqdm(range(1, steps + 1), leave=False):
+    for step in tqdm(range(1, steps + 1), leave=False, file=sys.stdout):      # on stderr JupyterLab leaves a red strip
         try:
             batch = next(batches)
         except StopIteration:
