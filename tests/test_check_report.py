@@ -36,7 +36,7 @@ def test_a_report_names_each_property_an_example_and_the_mistake():
   scores of 1e4 and -1e4 do not overflow   yes
   a score of -inf gets the weight 0        yes
   a row of only -inf gives zeros, not nan  NO   row 1: expected [0., 0.], got [nan, nan]
-  float32 stays float32                    yes
+  the float type of x is kept              NO   the same
   leaves its arguments as they were        yes
   for example:
     x        = [[ 0.5,  1. ],
@@ -46,7 +46,7 @@ def test_a_report_names_each_property_an_example_and_the_mistake():
     got      = [[0.3775, 0.6225],
                 [   nan,    nan]]
   it prints: rows: 2
-1 of 7 properties fails. -inf minus -inf is nan: guard the row that has nothing to attend to."""
+2 of 7 properties fail. -inf minus -inf is nan, and so is 0/0: guard the row that has nothing to attend to."""
     )
 
 

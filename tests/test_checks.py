@@ -1,6 +1,7 @@
 """Every exercise's check: right answers pass, wrong ones fail with words that help, and no answer does any harm."""
 
 import builtins
+import dataclasses
 import importlib
 import itertools
 import os
@@ -23,13 +24,13 @@ from utils.checks.trial import UNCHANGED, NotAttempted, try_answer
 EXERCISES = [exercise for lecture in lectures() for exercise in exercises(lecture)]
 FUNCTIONS = [exercise for exercise in EXERCISES if exercise.oracle]
 by_number = {exercise.number: exercise for exercise in EXERCISES}
+ANSWERS = [importlib.import_module(f"tests.answers.lecture_{lecture}") for lecture in lectures()]
 numbers = pytest.mark.parametrize("exercise", FUNCTIONS, ids=lambda e: e.number)
 
 
 def answers(kind):
-    modules = [importlib.import_module(f"tests.answers.lecture_{lecture}") for lecture in lectures()]
     return [
-        (number, answer) for module in modules for number, given in getattr(module, kind).items() for answer in given
+        (number, answer) for module in ANSWERS for number, given in getattr(module, kind).items() for answer in given
     ]
 
 
@@ -65,6 +66,28 @@ def test_the_courses_own_answer_passes(exercise):
 def test_a_right_answer_written_differently_passes(number, answer):
     result, text = report(by_number[number], answer)
     assert result.passed, text
+
+
+CALLS = {number: calls for module in ANSWERS for number, calls in module.CALLS.items()}
+
+
+@pytest.mark.parametrize(
+    ("number", "answer"), [pair for pair in answers("RIGHT") if callable(pair[1])], ids=lambda a: getattr(a, "__name__", a)
+)
+def test_a_right_answer_can_take_the_references_place_in_the_lecture(number, answer):
+    """Called as the lecture calls it, it gives what the lecture goes on with."""
+    if number == "1.9":
+        assert {place in answer() for place in range(5)} == {True, False}
+        return
+    for args, kwargs in CALLS[number]:
+        expected = by_number[number].reference()(*args, **kwargs)
+        got = answer(*args, **kwargs)
+        if not isinstance(expected, tuple):
+            expected, got = [expected], [got]
+        assert len(got) == len(expected)
+        for ours, theirs in zip(got, expected):
+            assert type(ours) is type(theirs) and ours.dtype == theirs.dtype
+            assert close(ours, theirs)
 
 
 @pytest.mark.parametrize(
@@ -392,6 +415,32 @@ def test_a_second_check_of_what_came_back_says_so(course, capsys):
     assert capsys.readouterr().out.splitlines()[1] == (
         "1.1 softmax: not attempted yet (this is the course's own softmax)"
     )
+
+
+def test_after_a_failure_the_check_alone_says_what_to_run(course, capsys):
+    assert check("1.1", check("1.1", returns(None))) is course
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "1.1 softmax: run the cell with your softmax again, then this one (this is the course's own)"
+    )
+    assert check("1.1", check("1.1", stub)) is course
+    assert capsys.readouterr().out.splitlines()[-1].endswith("not attempted yet (this is the course's own softmax)")
+
+
+def test_the_courses_load_tile_is_not_shown():
+    for places in (set(), {1}, {3}):
+        _, text = report(by_number["1.9"], lambda places=places: places)
+        assert "(in load_tile)" in text and "tile[r" not in text
+        assert "k_tile[threadIdx.x * d + t]" in text, "the kernel of the exercise itself is quoted"
+
+
+def test_arrays_with_many_axes_are_told_by_their_shape():
+    def fails(*args, **kwargs):
+        raise ValueError
+
+    leading = [prop for prop in by_number["1.6"].properties if prop.name == "leading axes"]
+    _, text = report(dataclasses.replace(by_number["1.6"], properties=leading), fails)
+    assert "q      = an array of shape (2, 2, 2, 2)" in text
+    assert len(text.split("\n")) < 15
 
 
 def test_without_the_courses_own_the_answer_comes_back(monkeypatch, capsys):

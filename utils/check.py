@@ -11,6 +11,7 @@ from utils.checks.report import lines
 from utils.checks.trial import NotAttempted, try_answer
 
 __all__ = ["TOLERANCE", "check", "close", "difference", "progress"]
+_tried = set()  # exercises to which this notebook had an answer
 
 
 def check(number, answer):
@@ -68,14 +69,19 @@ def _judge(exercise, answer, own):
     title = f"{exercise.number} {exercise.name}"
     wanted = "a function" if exercise.oracle else "a string of CUDA source"
     if answer is own and own is not None:
-        print(f"{title}: not attempted yet (this is the course's own {exercise.name})")
+        if exercise.number in _tried:
+            print(f"{title}: run the cell with your {exercise.name} again, then this one (this is the course's own)")
+        else:
+            print(f"{title}: not attempted yet (this is the course's own {exercise.name})")
         return False
+    _tried.add(exercise.number)
     if not (callable(answer) if exercise.oracle else isinstance(answer, str)):
         print(f"{title}: {wanted} is expected, {type(answer).__name__} was given.")
         return False
     try:
         result = try_answer(exercise, answer, own)
     except NotAttempted:
+        _tried.discard(exercise.number)
         print(f"{title}: not attempted yet")
         return False
     except NotSendable as reason:

@@ -62,6 +62,37 @@ def shifted_in_place(x, axis=-1):
     return np.exp(x) / np.where(total == 0, 1, total)
 
 
+def softmax_with(top, divisor):
+    """A softmax whose maximum and denominator are still to be chosen; the row of only -inf is guarded."""
+
+    def answer(x, axis=-1):
+        maximum = top(x, axis)
+        powers = np.exp(x - np.where(maximum == -np.inf, 0, maximum))
+        return powers / divisor(powers.sum(axis=axis, keepdims=True))
+
+    return answer
+
+
+def row_maximum(x, axis):
+    return x.max(axis=axis, keepdims=True)
+
+
+WRONG["1.1"] += [
+    (softmax_with(lambda x, axis: x.max(), lambda t: np.where(t == 0, 1, t)), "largest score of the whole array"),
+    (softmax_with(row_maximum, lambda t: t + 1e-9), "Nothing may be added to the denominator"),
+    (softmax_with(row_maximum, lambda t: t + 1e-12), "In float16 so small a number is 0"),
+    (softmax_with(row_maximum, lambda t: np.maximum(t, 1e-30)), "In float16 so small a number is 0"),
+    (softmax_with(row_maximum, lambda t: t), "and so is 0/0"),
+    (softmax_with(row_maximum, lambda t: np.where(t == 0, np.float64(1), t)), "returned float64, expected float32"),
+]
+
+
+@wrong("1.1", "keepdims=True keeps the axis")
+def axis_lost(x, axis=-1):
+    powers = np.exp(x - x.max(axis=axis))
+    return powers / powers.sum(axis=axis)
+
+
 # --- 1.2 -------------------------------------------------------------------------------------------------------------
 
 
@@ -78,9 +109,19 @@ def additive_sum_forgotten(q, k, w_q, w_k, v):
     return np.tanh((q @ w_q)[:, None] + (k @ w_k)[None]) * v
 
 
-@wrong("1.2", "ValueError in line")
+@wrong("1.2", "Every query meets every key: make a new axis for each.")
 def additive_no_broadcasting(q, k, w_q, w_k, v):
     return np.tanh(q @ w_q + k @ w_k) @ v
+
+
+@wrong("1.2", "the softmax comes later")
+def additive_weights(q, k, w_q, w_k, v):
+    return plain_softmax(additive_one_product(q, k, w_q, w_k, v))
+
+
+@wrong("1.2", "dot product of the projections")
+def additive_dot(q, k, w_q, w_k, v):
+    return np.einsum("ia,ja->ij", q @ w_q, k @ w_k)
 
 
 @wrong("1.2", "tanh is missing")
@@ -100,6 +141,12 @@ def triangle(n_queries, n_keys=None):
 @wrong("1.3", "top left")
 def triangle_top_left(n_queries, n_keys=None):
     return np.tril(np.ones((n_queries, n_keys or n_queries), dtype=bool))
+
+
+@wrong("1.3", "takes 0 keys for none given")
+def triangle_or(n_queries, n_keys=None):
+    n_keys = n_keys or n_queries
+    return np.tril(np.ones((n_queries, n_keys), dtype=bool), k=n_keys - n_queries)
 
 
 @wrong("1.3", "boolean")
@@ -126,6 +173,16 @@ def triangle_square_only(n_queries, n_keys=None):
 def padding_by_counting(lengths, n_keys):
     ones = [[1] * int(length) + [0] * (n_keys - int(length)) for length in lengths]
     return np.array(ones, dtype=bool).reshape(-1, 1, 1, n_keys)
+
+
+@right("1.4")
+def padding_of_arrays(lengths, n_keys):
+    return np.less.outer(np.arange(n_keys), lengths).T[:, None, None]
+
+
+@wrong("1.4", "These are numbers")
+def padding_of_ones(lengths, n_keys):
+    return np.stack([np.arange(n_keys) < length for length in lengths])[:, None, None] * 1.0
 
 
 @wrong("1.4", "<, not <=")
@@ -211,7 +268,7 @@ def weights_mask_reused(q, k, mask=None, causal=False, scale=None):
     return weights_one_query_at_a_time(q, k, mask, False, scale)
 
 
-@wrong("1.5", "ValueError in line")
+@wrong("1.5", "Swap the last two axes only: np.swapaxes(k, -1, -2).")
 def weights_all_axes_turned(q, k, mask=None, causal=False, scale=None):
     return weights_one_query_at_a_time(q, k, mask, causal, scale) if q.ndim == 2 else plain_softmax(q @ k.T)
 
@@ -222,6 +279,13 @@ def weights_masked_late(q, k, mask=None, causal=False, scale=None):
     scores = q @ np.swapaxes(k, -1, -2) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
     weights = plain_softmax(scores) * (1 if mask is None else mask)
     return weights * np.tri(n_queries, n_keys, n_keys - n_queries) if causal else weights
+
+
+@wrong("1.5", "The forbidden score still decided the maximum")
+def weights_masked_late_and_renormalised(q, k, mask=None, causal=False, scale=None):
+    weights = weights_masked_late(q, k, mask, causal, scale)
+    total = weights.sum(axis=-1, keepdims=True)
+    return weights / np.where(total > 0, total, 1)
 
 
 # --- 1.6 -------------------------------------------------------------------------------------------------------------
@@ -269,6 +333,40 @@ def backward_without_jacobian(q, k, v, d_out, mask=None, causal=False, scale=Non
 def backward_without_scale(q, k, v, d_out, mask=None, causal=False, scale=None):
     _, p, _, d_s = backward_parts(q, k, v, d_out, mask, causal, scale)
     return d_s @ k, np.swapaxes(d_s, -1, -2) @ q, np.swapaxes(p, -1, -2) @ d_out
+
+
+@wrong("1.6", "The scale is missing in d_k:")
+def backward_d_k_without_scale(q, k, v, d_out, mask=None, causal=False, scale=None):
+    scale, p, _, d_s = backward_parts(q, k, v, d_out, mask, causal, scale)
+    return scale * d_s @ k, np.swapaxes(d_s, -1, -2) @ q, np.swapaxes(p, -1, -2) @ d_out
+
+
+@wrong("1.6", "The sum runs over p * d_p, not over d_p.")
+def backward_sum_of_d_p(q, k, v, d_out, mask=None, causal=False, scale=None):
+    scale, p, d_p, _ = backward_parts(q, k, v, d_out, mask, causal, scale)
+    d_s = scale * p * (d_p - d_p.sum(axis=-1, keepdims=True))
+    return d_s @ k, np.swapaxes(d_s, -1, -2) @ q, np.swapaxes(p, -1, -2) @ d_out
+
+
+@wrong("1.6", "keepdims=True keeps the axis of the keys")
+def backward_axis_lost(q, k, v, d_out, mask=None, causal=False, scale=None):
+    scale, p, d_p, _ = backward_parts(q, k, v, d_out, mask, causal, scale)
+    d_s = scale * p * (d_p - (p * d_p).sum(axis=-1))
+    return d_s @ k, np.swapaxes(d_s, -1, -2) @ q, np.swapaxes(p, -1, -2) @ d_out
+
+
+@wrong("1.6", "Swap the last two axes only: np.swapaxes(v, -1, -2).")
+def backward_all_axes_turned(q, k, v, d_out, mask=None, causal=False, scale=None):
+    scale, p, _, _ = backward_parts(q, k, v, d_out, mask, causal, scale)
+    d_p = d_out @ v.T
+    d_s = scale * p * (d_p - (p * d_p).sum(axis=-1, keepdims=True))
+    return d_s @ k, d_s.T @ q, p.T @ d_out
+
+
+@wrong("1.6", "and d_s in the same way")
+def backward_d_s_all_axes_turned(q, k, v, d_out, mask=None, causal=False, scale=None):
+    scale, p, _, d_s = backward_parts(q, k, v, d_out, mask, causal, scale)
+    return scale * d_s @ k, scale * d_s.T @ q, np.swapaxes(p, -1, -2) @ d_out
 
 
 @wrong("1.6", "d_k needs the transpose")
@@ -425,6 +523,7 @@ TILE_WITHOUT_END = TILE_BY_ROWS_OF_WARPS.replace("e < count ? from[e] : 0.0f", "
 TILE_ONE_ELEMENT_A_THREAD = TILE_BY_ROWS_OF_WARPS.replace(
     "for (int e = thread; e < TILE * d; e += 256)", "int e = thread; if (e < TILE * d)"
 )
+TILE_WITHOUT_FIRST = TILE_BY_ROWS_OF_WARPS.replace("rows + (size_t)first * d", "rows")
 TILE_NOT_ZEROED = TILE_BY_ROWS_OF_WARPS.replace("e < TILE * d", "e < count")
 TILE_BY_COLUMNS = (
     TILE_HEAD
@@ -446,21 +545,42 @@ TILE_BY_EVERYBODY = (
 """
 )
 
+FROM_ZERO = ONLINE.replace("maximum = -INFINITY, total", "maximum = 0.0f, total")
+RESULT_UNUSED = ONLINE.replace("float top = warp_max(maximum);", "float top = maximum; warp_max(maximum);")
+IDLE_LANES_RETURN = ONLINE.replace("  float maximum", "  if (lane >= n_keys) return;\n  float maximum", 1)
+IN_THE_LOOP = (
+    SOFTMAX_HEAD
+    + r"""
+  for (int j = lane; j < n_keys; j += 32) {
+    float power = expf(s[j] - warp_max(s[j]));
+    p[j] = power / warp_sum(power);
+  }
+}
+"""
+)
+ROW_IS_THE_THREAD = ONLINE.replace("blockIdx.x * n_keys", "(blockIdx.x * 32 + lane) * n_keys")
+
 RIGHT["1.7"] = [ONLINE]
 WRONG["1.7"] = [
     (ONE_KEY_A_LANE, "Let j go on in steps of 32"),
-    (NOT_SHIFTED, "Subtract the row's maximum"),
-    (NO_GUARD, "OUT OF BOUNDS"),
+    (NOT_SHIFTED, "Start the maximum at -INFINITY, and subtract it before expf."),
+    (FROM_ZERO, "Start the maximum at -INFINITY, and subtract it before expf."),
+    (RESULT_UNUSED, "Use what warp_max and warp_sum return"),
+    (IDLE_LANES_RETURN, "lanes without a column have to take part"),
+    (IN_THE_LOOP, "lanes without a column have to take part"),
+    (ROW_IS_THE_THREAD, "the row is blockIdx.x."),
+    (NO_GUARD, "Its columns are 0 to n_keys - 1."),
     (CHUNK_A_LANE, "Lane l reads columns"),
     (ALL_BY_EACH_LANE, "bytes were read, for"),
     (SOFTMAX_HEAD + "  p[lane] = s[lane]\n}", "expected ';'"),
 ]
 RIGHT["1.8"] = [TILE_BY_ROWS_OF_WARPS]
 WRONG["1.8"] = [
-    (TILE_WITHOUT_STRIDE, "tile[r * stride + c]     NO   row 1"),
-    (TILE_WITHOUT_END, "OUT OF BOUNDS"),
-    (TILE_ONE_ELEMENT_A_THREAD, "256 threads may have to copy more"),
-    (TILE_NOT_ZEROED, "got [99."),
+    (TILE_WITHOUT_STRIDE, "row r begins at r * stride"),
+    (TILE_WITHOUT_END, "Compare first + r with n_rows."),
+    (TILE_ONE_ELEMENT_A_THREAD, "Where 99 is left, 256 threads have to copy more than 256 elements"),
+    (TILE_WITHOUT_FIRST, "row r of the tile is row first + r of the matrix"),
+    (TILE_NOT_ZEROED, "Compare first + r with n_rows. 99 stood in the tile before."),
     (TILE_BY_COLUMNS, "Number the elements row after row"),
     (TILE_BY_EVERYBODY, "bytes were read, for"),
 ]
@@ -471,6 +591,36 @@ WRONG["1.9"] = [
     (lambda: {1}, "The loop comes round"),
     (lambda: {1, 2, 3}, "A barrier inside an `if`"),
     (lambda: {0, 1, 3}, "fewer barriers would do"),
-    (lambda: {1, 7}, "a set of numbers from 0 to 4"),
-    (lambda: [1, 3], "returned a list"),
+    (lambda: {1}, "(in load_tile)"),
+    (lambda: {1, 7}, "the places are 0 to 4"),
+    (lambda: {"1"}, "expected a set, such as {0, 4}"),
+    (lambda: [1, 3], "returned a list, expected a set, such as {0, 4}"),
+    (lambda: (1, 3), "returned a tuple of 2, expected a set, such as {0, 4}"),
 ]
+
+# --- how the lecture calls them --------------------------------------------------------------------------------------
+
+numbers = np.random.default_rng(0).standard_normal
+head, single = numbers((3, 2, 5, 4)), numbers((3, 7, 5)).astype(np.float32)
+some = np.array([[True], [False]])
+
+# The arguments that the cells after a check pass on, in kind: axes, dtypes, by position or by name.
+CALLS = {
+    "1.1": [
+        ((np.array([0.0, 0.0, -np.inf]),), {}),
+        ((np.full(3, -np.inf, dtype=np.float32),), {}),
+        ((np.array([12, 11, 0], dtype=np.float16),), {}),
+        ((numbers((3, 7, 7)),), {}),
+    ],
+    "1.2": [((numbers((6, 16)), numbers((50, 16)), *numbers((2, 16, 32)), numbers(32)), {})],
+    "1.3": [((6,), {}), ((np.shape(head)[-2], 7), {})],
+    "1.4": [((np.array([4]), 6), {}), ((np.array([5, 3]), 5), {})],
+    "1.5": [
+        ((numbers((6, 8)), numbers((4, 8))), {}),
+        ((head, head), {"causal": True}),
+        ((single, single, None, False, None), {}),
+        ((head[0], head[0], np.zeros((5, 5), bool), True, 0.5), {}),
+    ],
+    "1.6": [((head[:2], head[:2], head[:2], head[:2]), {"mask": some[..., None, None], "causal": True})],
+    "1.10": [((numbers((1, 20)), np.array([8.3]), 4), {})],
+}

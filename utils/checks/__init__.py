@@ -48,7 +48,8 @@ class Exercise:
     """One exercise: its number, the name of its function in `attention.<module>`, and how an answer is judged.
 
     `oracle` is None where the answer is CUDA source: its properties get the string. `returns` names the parts of a
-    result that is a tuple.
+    result that is a tuple. `fault_hints` says, for a kind of problem that the CUDA runner finds ("shuffle"), what to
+    show in place of the property's hint.
     """
 
     number: str
@@ -58,6 +59,7 @@ class Exercise:
     returns: tuple[str, ...] = ()
     properties: list[Property] = field(default_factory=list)
     mistakes: list[Mistake] = field(default_factory=list)
+    fault_hints: dict[str, str] = field(default_factory=dict)
 
     def property(self, name, hint=""):
         """Decorator: add a property; the hint is shown when it is the first that fails."""
@@ -69,7 +71,11 @@ class Exercise:
         return add
 
     def mistake(self, message):
-        """Decorator: add a wrong answer that is recognised by its results, and the message that names it."""
+        """Decorator: add a wrong answer, recognised by what it returns or raises, and the message that names it.
+
+        It has one error and everything else right.
+        """
+
 
         def add(function):
             self.mistakes.append(Mistake(message, function))

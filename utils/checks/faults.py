@@ -10,7 +10,14 @@ from utils.checks import Failed
 
 
 class Fault(Failed):
-    """A fault of a kernel, in the words of the CUDA runner: no hint could say it better."""
+    """A fault of a kernel, in the words of the CUDA runner.
+
+    `kind` is the runner's word for it ("race"), "" where there is no report; None where the source does not compile.
+    """
+
+    def __init__(self, why, details, kind):
+        super().__init__(why, details)
+        self.kind = kind
 
 
 def failed(error):
@@ -28,7 +35,10 @@ def failed(error):
 
 def fault(error):
     """An exception of the CUDA runner: the kernel does not compile, or does something wrong."""
-    return Fault(_in_short(str(error)), "" if _in_short(str(error)) == str(error) else in_full(str(error)))
+    kind = None
+    if hasattr(error, "report"):
+        kind = error.report.problems[0].kind if error.report and error.report.problems else ""
+    return Fault(_in_short(str(error)), "" if _in_short(str(error)) == str(error) else in_full(str(error)), kind)
 
 
 def in_full(message):

@@ -1,6 +1,7 @@
 """The exercises of lecture 01 in CUDA: a softmax with one warp for each row, a tile, and its barriers."""
 
 import importlib
+import re
 
 import numpy as np
 
@@ -43,7 +44,17 @@ def draw(rng, *shape):
 
 # --- 1.7 -------------------------------------------------------------------------------------------------------------
 
-softmax_rows = Exercise("1.7", "SOFTMAX_ROWS", MODULE)
+ALL_LANES = "Call warp_max and warp_sum after the loop: lanes without a column have to take part."
+softmax_rows = Exercise(
+    "1.7",
+    "SOFTMAX_ROWS",
+    MODULE,
+    fault_hints={
+        "shuffle": ALL_LANES,
+        "deadlock": ALL_LANES,
+        "out of bounds": "A block is one row here: the row is blockIdx.x. Its columns are 0 to n_keys - 1.",
+    },
+)
 
 
 def run_softmax(source, scores):
@@ -54,7 +65,10 @@ def run_softmax(source, scores):
     return report
 
 
-@softmax_rows.property("each row becomes weights that sum to 1", hint="Every lane has to call warp_max and warp_sum.")
+@softmax_rows.property(
+    "each row becomes weights that sum to 1",
+    hint="Use what warp_max and warp_sum return: a lane alone knows only its own columns. Every lane has to call them.",
+)
 def _(source, rng):
     run_softmax(source, draw(rng, 2, 3))
     run_softmax(source, draw(rng, 5, 32))
@@ -66,7 +80,9 @@ def _(source, rng):
         run_softmax(source, draw(rng, 2, n_keys))
 
 
-@softmax_rows.property("scores of 1e4 and -1e4 do not overflow", hint="Subtract the row's maximum before expf.")
+@softmax_rows.property(
+    "scores of 1e4 and -1e4 do not overflow", hint="Start the maximum at -INFINITY, and subtract it before expf."
+)
 def _(source, rng):
     run_softmax(source, np.float32([[1e4, 1e4 - 1, 0], [-1e4, -1e4 + 1, -1e4]]))
 
@@ -111,19 +127,29 @@ def run_tile(source, rows, first, stride):
     return report
 
 
-@load_tile.property("row r, column c lands at tile[r * stride + c]", hint="99 stood in the tile before.")
+@load_tile.property(
+    "row r, column c lands at tile[r * stride + c]",
+    hint="99 stood in the tile before: row r begins at r * stride.",
+)
 def _(source, rng):
     run_tile(source, draw(rng, TILE, 2), first=0, stride=2)
     run_tile(source, draw(rng, TILE, 2), first=0, stride=3)
 
 
-@load_tile.property("any first row, any number of columns", hint="256 threads may have to copy more than 256 elements.")
+@load_tile.property(
+    "any first row, any number of columns",
+    hint="Where 99 is left, 256 threads have to copy more than 256 elements; where numbers are wrong, "
+    "row r of the tile is row first + r of the matrix.",
+)
 def _(source, rng):
     for d in (1, 7, 33, 40):
         run_tile(source, draw(rng, 2 * TILE, d), first=TILE, stride=d + 1)
 
 
-@load_tile.property("rows from n_rows on become 0 and are not read", hint="99 stood in the tile before.")
+@load_tile.property(
+    "rows from n_rows on become 0 and are not read",
+    hint="Compare first + r with n_rows. 99 stood in the tile before.",
+)
 def _(source, rng):
     run_tile(source, draw(rng, 5, 4), first=0, stride=4)
     run_tile(source, draw(rng, TILE + 3, 4), first=TILE, stride=5)
@@ -153,9 +179,12 @@ def barrier_places():
 def run_barriers(ask, rng, n_queries, n_keys):
     """The places, after the kernel with barriers there has computed the right scores."""
     reply = ask.run()
-    places = set(reply.values[0].array.tolist()) if reply.values[0].type_name == "set" else None
-    if places is None or not places <= set(range(5)):
-        raise Failed(f"returned {returned(reply)}, expected a set of numbers from 0 to 4")
+    value = reply.values[0]
+    if reply.is_tuple or value.type_name != "set" or value.array is None:
+        raise Failed(f"returned {returned(reply)}, expected a set, such as {{0, 4}}")
+    places = set(value.array.tolist())
+    if not places <= set(range(5)):
+        raise Failed("the places are 0 to 4")
     lecture = importlib.import_module(f"attention.{MODULE}")
     source = lecture.LOAD_TILE + lecture.SCORES_TILED
     for place in range(5):
@@ -167,9 +196,19 @@ def run_barriers(ask, rng, n_queries, n_keys):
         kernel[-(-n_queries // TILE), (TILE, TILE), 4 * TILE * 2](q, k, scores, n_queries, n_keys, 2, 1.0)
     except cuda.KernelError as problem:
         kind = problem.report.problems[0].kind if problem.report and problem.report.problems else "endless wait"
-        raise Failed(f"{n_queries} queries, {n_keys} keys: {kind}", in_full(str(problem))) from None
+        told = without_source(str(problem), lecture.LOAD_TILE.count("\n"))
+        raise Failed(f"{n_queries} queries, {n_keys} keys: {kind}", in_full(told)) from None
     must_be(scores, q @ k.T)
     return places
+
+
+def without_source(message, n_lines):
+    """A message of the CUDA runner that quotes none of the first lines: they are load_tile, the answer to 1.8."""
+    return re.sub(
+        r"line (\d+): `[^`]*`",
+        lambda found: f"line {found[1]} (in load_tile)" if int(found[1]) <= n_lines else found[0],
+        message,
+    )
 
 
 @barrier_places.property("nobody uses a tile before it is loaded", hint="Who has to wait for load_tile, and where?")

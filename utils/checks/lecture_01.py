@@ -73,48 +73,75 @@ def _(ask, rng):
 
 
 @softmax.property(
-    "float32 stays float32", hint="A float64 array or NumPy scalar in the arithmetic turns all into float64."
+    "the float type of x is kept", hint="A float64 array or NumPy scalar in the arithmetic turns all into float64."
 )
 def _(ask, rng):
-    result = ask(draw(rng, 2, 3).astype(np.float32))
-    if result.dtype != np.float32:
-        raise Failed(f"returned {result.dtype}, expected float32 for scores of float32")
+    for dtype in (np.float32, np.float16):
+        result = ask(draw(rng, 2, 3).astype(dtype))
+        if result.dtype != dtype:
+            raise Failed(f"returned {result.dtype}, expected {dtype.__name__} for scores of {dtype.__name__}")
+    ask(np.array([[0.5, 1.0], [-INF, -INF]], dtype=np.float16))
 
 
-@softmax.mistake("exp overflows: subtract the largest score of each row first.")
-def _(x, axis=-1):
-    return np.exp(x) / np.exp(x).sum(axis=axis, keepdims=True)
+def highest(x, axis):
+    return x.max(axis=axis, keepdims=True)
 
 
-@softmax.mistake("The sum runs over the whole array: sum along the axis, with keepdims=True.")
-def _(x, axis=-1):
-    powers = np.exp(x - x.max(axis=axis, keepdims=True))
-    return powers / powers.sum()
+def summed(powers, axis):
+    return powers.sum(axis=axis, keepdims=True)
 
 
-@softmax.mistake(
-    "The largest score of the whole array is subtracted: take the maximum along the axis, with keepdims=True."
-)
-def _(x, axis=-1):
-    powers = np.exp(x - x.max())
-    return powers / powers.sum(axis=axis, keepdims=True)
+def or_one(total):
+    return np.where(total == 0, 1, total)
 
 
-@softmax.mistake("The axis is ignored: it is always the last one.")
-def _(x, axis=-1):
-    return softmax.oracle(x)
+def usual_softmax(x, axis=-1, *, top=highest, total=summed, divisor=or_one, guarded=True):
+    """The softmax in the usual way. The mistakes differ in what follows the `*`; as it stands, it is right."""
+    shift = top(x, axis)
+    powers = np.exp(x - (np.where(np.isneginf(shift), 0, shift) if guarded else shift))
+    return powers / divisor(total(powers, axis))
 
 
-@softmax.mistake("-inf minus -inf is nan: guard the row that has nothing to attend to.")
-def _(x, axis=-1):
-    powers = np.exp(x - x.max(axis=axis, keepdims=True))
-    return powers / powers.sum(axis=axis, keepdims=True)
+def keeps_no_axis(reduce):
+    return lambda x, axis: reduce(x, axis).squeeze(axis)
+
+
+for message, changes in {
+    "exp overflows: subtract the largest score of each row first.": [{"top": lambda x, axis: np.zeros_like(x)}],
+    "The sum runs over the whole array: sum along the axis, with keepdims=True.": [
+        {"total": lambda powers, axis: powers.sum()}
+    ],
+    "The largest score of the whole array is subtracted: take the maximum along the axis, with keepdims=True.": [
+        {"top": lambda x, axis: x.max()}
+    ],
+    "The axis is ignored: it is always the last one.": [
+        {"top": lambda x, axis: highest(x, -1), "total": lambda powers, axis: summed(powers, -1)}
+    ],
+    "keepdims=True keeps the axis that was summed, or whose maximum was taken.": [
+        {"total": keeps_no_axis(summed)},
+        {"top": keeps_no_axis(highest)},
+    ],
+    "Nothing may be added to the denominator; replace a zero sum by 1.": [
+        {"divisor": lambda total, small=small: total + small} for small in (1e-6, 1e-7, 1e-8, 1e-9)
+    ],
+    "In float16 so small a number is 0, and 0/0 is nan: replace a zero sum by 1.": [
+        {"divisor": lambda total: np.maximum(total, 1e-30)}
+    ],
+}.items():
+    for change in changes:
+        softmax.mistake(message)(partial(usual_softmax, **change))
+        if "divisor" not in change:  # the same mistake without the guard, which may be still to come
+            softmax.mistake(message)(partial(usual_softmax, **change, divisor=lambda total: total, guarded=False))
+
+for change in {"guarded": False}, {"divisor": lambda total: total}:
+    softmax.mistake("-inf minus -inf is nan, and so is 0/0: guard the row that has nothing to attend to.")(
+        partial(usual_softmax, **change)
+    )
 
 
 @softmax.mistake("A row of only -inf became a uniform average: it has nothing to attend to, so its weights are 0.")
 def _(x, axis=-1):
-    powers = np.exp(np.maximum(x, -1e9) - np.maximum(x, -1e9).max(axis=axis, keepdims=True))
-    return powers / powers.sum(axis=axis, keepdims=True)
+    return usual_softmax(np.where(np.isneginf(summed(x, axis)) & np.isneginf(highest(x, axis)), 0, x), axis)
 
 
 # --- 1.2 -------------------------------------------------------------------------------------------------------------
@@ -182,6 +209,21 @@ def _(q, k, w_q, w_k, v):
     return (np.tanh((q @ w_q)[:, None] + (k @ w_k)[None]) * v).sum(axis=1)
 
 
+@additive_scores.mistake("Every query meets every key: make a new axis for each.")
+def _(q, k, w_q, w_k, v):
+    return np.tanh(q @ w_q + k @ w_k) @ v
+
+
+@additive_scores.mistake("This is the dot product of the projections: add them, and weigh the tanh of the sum with v.")
+def _(q, k, w_q, w_k, v):
+    return (q @ w_q) @ (k @ w_k).T
+
+
+@additive_scores.mistake("These are weights: the softmax comes later.")
+def _(q, k, w_q, w_k, v):
+    return softmax.oracle(additive_scores.oracle(q, k, w_q, w_k, v))
+
+
 @additive_scores.mistake("v is missing: it weighs the hidden units before they are summed.")
 def _(q, k, w_q, w_k, v):
     return np.tanh((q @ w_q)[:, None] + (k @ w_k)[None]).sum(axis=-1)
@@ -193,7 +235,10 @@ def _(q, k, w_q, w_k, v):
 @exercise("1.3", MODULE)
 def causal_mask(n_queries, n_keys=None):
     n_keys = n_queries if n_keys is None else n_keys
-    return np.array([[n_keys - 1 - j >= n_queries - 1 - i for j in range(n_keys)] for i in range(n_queries)])
+    mask = np.zeros((n_queries, n_keys), dtype=bool)
+    for i, j in np.ndindex(*mask.shape):
+        mask[i, j] = n_keys - 1 - j >= n_queries - 1 - i
+    return mask
 
 
 @causal_mask.property("square: each query sees itself and what came before")
@@ -219,19 +264,34 @@ def _(ask, rng):
     ask(4, 2)
 
 
+@causal_mask.property("no keys: one empty row for each query")
+def _(ask, rng):
+    ask(3, 0)
+
+
 def compare_positions(n_queries, n_keys, shift):
     """The boolean matrix of j <= i + shift."""
     return np.arange(n_keys) <= np.arange(n_queries)[:, None] + shift
 
 
+def or_as_many(n_keys, n_queries):
+    return n_queries if n_keys is None else n_keys
+
+
 @causal_mask.mistake("The mask starts at the top left: align it so that the last query sees every key.")
 def _(n_queries, n_keys=None):
-    return compare_positions(n_queries, n_keys or n_queries, 0)
+    return compare_positions(n_queries, or_as_many(n_keys, n_queries), 0)
 
 
 @causal_mask.mistake("A query does not see its own position: the diagonal belongs to it.")
 def _(n_queries, n_keys=None):
-    return compare_positions(n_queries, n_keys or n_queries, (n_keys or n_queries) - n_queries - 1)
+    n_keys = or_as_many(n_keys, n_queries)
+    return compare_positions(n_queries, n_keys, n_keys - n_queries - 1)
+
+
+@causal_mask.mistake("`n_keys or n_queries` takes 0 keys for none given: ask `n_keys is None`.")
+def _(n_queries, n_keys=None):
+    return causal_mask.oracle(n_queries, n_keys or n_queries)
 
 
 @causal_mask.mistake("The mask is the wrong way round: True means may attend.")
@@ -241,7 +301,7 @@ def _(n_queries, n_keys=None):
 
 @causal_mask.mistake("The mask is transposed: rows are queries, and the future is above the diagonal.")
 def _(n_queries, n_keys=None):
-    return causal_mask.oracle(n_keys or n_queries, n_queries).T
+    return causal_mask.oracle(or_as_many(n_keys, n_queries), n_queries).T
 
 
 @causal_mask.mistake("These are numbers: a mask is boolean. `astype(bool)`, or compare positions.")
@@ -405,6 +465,10 @@ def same(thing):
     return thing
 
 
+def swapped(array):
+    return np.swapaxes(array, -1, -2)
+
+
 def usual_weights(
     q,
     k,
@@ -417,15 +481,18 @@ def usual_weights(
     axis=-1,
     forbidden=-INF,
     late=False,
+    again=False,
     keep=same,
+    turned=swapped,
 ):
     """Attention weights in the usual way. The mistakes differ in what follows the `*`; as it stands, it is right."""
     scale = default(q.shape[-1]) if given(scale) is None else scale
     allowed = permitted(q, k, keep(mask), causal)
-    scores = np.where(allowed | late, scale * (q @ np.swapaxes(k, -1, -2)), forbidden)
+    scores = np.where(allowed | late, scale * (q @ turned(k)), forbidden)
     powers = np.exp(scores - np.maximum(scores.max(axis=axis, keepdims=True), -1e300))
     total = powers.sum(axis=axis, keepdims=True)
-    return powers / np.where(total == 0, 1, total) * (allowed | (not late))
+    weights = powers / or_one(total) * (allowed | (not late))
+    return weights / or_one(weights.sum(axis=axis, keepdims=True)) if again else weights
 
 
 for message, change in {
@@ -435,6 +502,11 @@ for message, change in {
     "The scale that was given is ignored.": {"given": lambda scale: None},
     "The softmax runs over the queries: the row of one query has to sum to 1, over the keys.": {"axis": -2},
     "The mask is applied after the softmax: what is left no longer sums to 1. Mask the scores.": {"late": True},
+    "The forbidden score still decided the maximum that was subtracted: mask before the softmax.": {
+        "late": True,
+        "again": True,
+    },
+    "Swap the last two axes only: np.swapaxes(k, -1, -2).": {"turned": np.transpose},
     "A forbidden score becomes 0, and exp(0) is 1: it has to become -inf.": {"forbidden": 0.0},
     "A forbidden score is very low but not -inf: with nothing to attend to, the query averages everything.": {
         "forbidden": -1e9
@@ -554,15 +626,18 @@ def usual_gradients(
     scale=None,
     *,
     jacobian=softmax_backward,
-    factor=same,
+    scaled=(True, True),
     sign=1,
-    by_key=(True, True),
+    turned_v=swapped,
+    turned_d_s=swapped,
+    turned_p=swapped,
 ):
     """The gradients in the usual way. The mistakes differ in what follows the `*`; as it stands, it is right."""
     p = usual_weights(q, k, mask, causal, scale)
-    d_s = jacobian(p, d_out @ np.swapaxes(v, -1, -2)) * sign * factor(root(q.shape[-1]) if scale is None else scale)
-    for_k, for_v = (np.swapaxes(a, -1, -2) if turned else a for a, turned in zip((d_s, p), by_key))
-    return d_s @ k, for_k @ q, for_v @ d_out
+    d_s = sign * jacobian(p, d_out @ turned_v(v))
+    scale = root(q.shape[-1]) if scale is None else scale
+    for_q, for_k = (scale if factor else 1 for factor in scaled)
+    return for_q * d_s @ k, for_k * turned_d_s(d_s) @ q, turned_p(p) @ d_out
 
 
 for message, change in {
@@ -575,14 +650,28 @@ for message, change in {
     "In d_q and d_k the sum of p * d_p runs over the queries: it has to run over the keys.": {
         "jacobian": lambda p, d_p: p * (d_p - (p * d_p).sum(axis=-2, keepdims=True))
     },
-    "The scale is missing in d_q and d_k: the scores were scaled, so their gradients are too.": {
-        "factor": lambda scale: 1
+    "The sum runs over p * d_p, not over d_p.": {
+        "jacobian": lambda p, d_p: p * (d_p - d_p.sum(axis=-1, keepdims=True))
     },
+    "keepdims=True keeps the axis of the keys, over which p * d_p was summed.": {
+        "jacobian": lambda p, d_p: p * (d_p - (p * d_p).sum(axis=-1))
+    },
+    "The scale is missing in d_q and d_k: the scores were scaled, so their gradients are too.": {
+        "scaled": (False, False)
+    },
+    "The scale is missing in d_k: the scores were scaled, so their gradients are too.": {"scaled": (True, False)},
+    "The scale is missing in d_q: the scores were scaled, so their gradients are too.": {"scaled": (False, True)},
     "The sign of d_q and d_k is wrong.": {"sign": -1},
-    "d_k needs the transpose of the scores' gradient: a key collects from all queries.": {"by_key": (False, True)},
-    "d_v needs the transpose of the weights: a value collects from all queries.": {"by_key": (True, False)},
+    "d_k needs the transpose of the scores' gradient: a key collects from all queries.": {"turned_d_s": same},
+    "d_v needs the transpose of the weights: a value collects from all queries.": {"turned_p": same},
+    "Swap the last two axes only: np.swapaxes(v, -1, -2).": {"turned_v": np.transpose},
 }.items():
     attention_backward.mistake(message)(partial(usual_gradients, **change))
+
+for change in {"turned_p": np.transpose}, {"turned_d_s": np.transpose}:
+    attention_backward.mistake("Swap the last two axes only: np.swapaxes(p, -1, -2), and d_s in the same way.")(
+        partial(usual_gradients, **change)
+    )
 
 
 @attention_backward.mistake("d_q and d_k have changed places.")

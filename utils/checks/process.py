@@ -81,6 +81,7 @@ class Worker:
                 self.call(request._replace(answer=load[0], arguments=load[1]), deadline)
                 self._has_torch = True
         except (Stopped, psutil.Error):
+            self.stop()  # the next check starts it anew
             raise Stopped("the process that tries answers did not get ready: check once more") from None
 
     def _wait(self, deadline):

@@ -2,7 +2,7 @@
 
 import textwrap
 
-from utils.checks.show import LARGEST_SHOWN, aligned, argument, text
+from utils.checks.show import aligned, argument, is_large, text
 
 VERDICT = {True: "yes", False: "NO ", None: "not tried"}
 DETAIL_LINES = 12
@@ -39,6 +39,6 @@ def _example(exercise, call):
     names = exercise.returns or ("",)
     for what, parts in (("expected", call.expected), ("got", call.got or [])):
         for name, part in zip(names, parts):
-            if part.size <= LARGEST_SHOWN:
+            if not is_large(part):
                 shown[f"{what} {name}".rstrip()] = text(part)
     return ["  for example:", *textwrap.indent(aligned(shown), "    ").split("\n")] if shown else []

@@ -1,11 +1,14 @@
 """Arrays in a report: small, rounded, readable."""
 
+import math
 import textwrap
 
 import numpy as np
 
 LARGEST_SHOWN = 40  # elements
+LARGEST_DEEP = 12  # of an array with more than two axes, which takes many lines
 LONGEST_ROW = 4
+LONGEST_SENTENCE = 100  # characters
 
 
 def text(value, precision=4):
@@ -21,9 +24,13 @@ def text(value, precision=4):
 
 def argument(value):
     """An argument: its values when it is small, else its shape."""
-    if hasattr(value, "shape") and np.prod(value.shape) > LARGEST_SHOWN:
-        return f"an array of shape {tuple(value.shape)}"
-    return text(value)
+    return f"an array of shape {tuple(value.shape)}" if is_large(value) else text(value)
+
+
+def is_large(value):
+    """Whether a value has too many elements to be shown."""
+    shape = getattr(value, "shape", ())
+    return math.prod(shape) > (LARGEST_DEEP if len(shape) > 2 else LARGEST_SHOWN)
 
 
 def what(value):
@@ -60,8 +67,9 @@ def where(got, expected):
         label = f"at {list(map(int, place))}: " if place else ""
     got, expected = got[place], expected[place]
     for precision in (3, 8, 12):
-        if text(got, precision) != text(expected, precision):
-            return f"{label}expected {text(expected, precision)}, got {text(got, precision)}"
+        sentence = f"{label}expected {text(expected, precision)}, got {text(got, precision)}"
+        if text(got, precision) != text(expected, precision) and len(sentence) <= LONGEST_SENTENCE:
+            return sentence
     return f"{label}expected {text(expected)}, got values that differ by {np.nanmax(_apart(got, expected)):.0e}"
 
 

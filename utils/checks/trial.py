@@ -25,13 +25,14 @@ class NotAttempted(Exception):
 
 
 class Call(NamedTuple):
-    """One call of the answer. `got` is None where nothing came that could be compared."""
+    """One call of the answer. `got` is None where nothing came that could be compared; `raised` is (type, message)."""
 
     arguments: dict
     args: tuple
     kwargs: dict
     expected: list[np.ndarray]
     got: list[np.ndarray] | None
+    raised: tuple[str, str] | None = None
 
 
 class Row(NamedTuple):
@@ -73,7 +74,7 @@ def try_answer(exercise, answer, own=None):
         failure = None if stopped else _failure(prop, ask)
         if failure and result.passed:
             result.details = failure.details
-            result.hint = trial.hint(prop) if trial else "" if isinstance(failure, Fault) else prop.hint
+            result.hint = trial.hint(prop) if trial else _kernel_hint(exercise, prop, failure)
             result.example = trial.calls[-1] if trial else None
         result.rows.append(Row(prop.name, None if stopped else failure is None, str(failure or "")))
         stopped = stopped or isinstance(failure, Stopped)
@@ -84,6 +85,11 @@ def try_answer(exercise, answer, own=None):
         if trial.takes_arrays:
             result.rows.append(Row(UNCHANGED, not trial.changed if trial.returned else None, trial.changed))
     return result
+
+
+def _kernel_hint(exercise, prop, failure):
+    kind = failure.kind if isinstance(failure, Fault) else ""
+    return "" if kind is None else exercise.fault_hints.get(kind, prop.hint)
 
 
 def _failure(prop, ask):
@@ -148,7 +154,8 @@ class Trial:
         self.returned = self.returned or not reply.error
         comparable = not reply.error and all(value.array is not None for value in reply.values)
         got = [value.array for value in reply.values] if comparable else None
-        self.calls.append(Call(arguments, args, kwargs, [], got))
+        raised = (reply.error.type_name, reply.error.message) if reply.error else None
+        self.calls.append(Call(arguments, args, kwargs, [], got, raised))
         if reply.error:
             raise failed(reply.error)
         return reply
@@ -179,15 +186,17 @@ class Trial:
     def hint(self, prop):
         """What to say about the last call, at which a property failed: above all which known mistake it looks like."""
         last = self.calls[-1]
-        if last.got is None:
+        if last.got is None and last.raised is None:
             return ""
         matches = {}
         for mistake in self._exercise.mistakes:
             agrees = [_agrees(mistake.answer, call) for call in self.calls]
             if agrees[-1]:
                 matches.setdefault(sum(agrees), mistake.message)
-        if matches and not _equal(last.got, last.expected, _dtype(last.arguments)):
+        if matches and (last.raised or not _equal(last.got, last.expected, _dtype(last.arguments))):
             return matches[max(matches)]
+        if last.raised:
+            return ""
         if any(np.isnan(part).any() for part in last.got):
             return "There is a nan: look for 0/0, and for infinities that are subtracted or multiplied by 0."
         return prop.hint
@@ -204,16 +213,16 @@ def _dtype(arguments):
 
 
 def _agrees(mistake, call):
-    """Whether a known mistake gives, for the arguments of a call, what the learner's function gave."""
-    if call.got is None:
+    """Whether a known mistake gives or raises, for the arguments of a call, what the learner's function did."""
+    if call.got is None and call.raised is None:
         return False
     args, kwargs = copy.deepcopy((call.args, call.kwargs))
     try:
         with np.errstate(all="ignore"):
             parts = _parts(mistake(*args, **kwargs))
-    except Exception:  # noqa: BLE001 (a mistake need not survive every input)
-        return False
-    return _equal(call.got, parts, _dtype(call.arguments))
+    except Exception as error:  # noqa: BLE001 (a mistake need not survive every input)
+        return call.raised == (type(error).__name__, str(error))
+    return call.got is not None and _equal(call.got, parts, _dtype(call.arguments))
 
 
 def _equal(got, parts, dtype):
