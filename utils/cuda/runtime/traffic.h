@@ -33,7 +33,7 @@ static unsigned wavefronts_of(const Access* const* access, unsigned n) {
   unsigned words = (access[0]->size + 3u) / 4;
   uint64_t first = access[0]->address / 4;
   bool broadcast = words == 1, consecutive = words == 1;                // by far the most common, and free of conflicts
-  for (unsigned i = 0; i < n; ++i) {
+  for (unsigned i = 0; i < n && (broadcast || consecutive); ++i) {
     uint64_t word = access[i]->address / 4;
     broadcast &= word == first;
     consecutive &= word == first + i;
@@ -43,7 +43,8 @@ static unsigned wavefronts_of(const Access* const* access, unsigned n) {
   uint64_t wanted[BANKS][WARP];
   uint8_t n_wanted[BANKS] = {0};
   unsigned most = 1;
-  for (unsigned i = 0; i < n; ++i)
+  for (unsigned i = 0; i < n; ++i) {
+    if (i && access[i]->address == access[i - 1]->address) continue;
     for (unsigned k = 0; k < words; ++k) {
       uint64_t word = access[i]->address / 4 + k;
       unsigned bank = (unsigned)(word % BANKS), j = 0;
@@ -53,6 +54,7 @@ static unsigned wavefronts_of(const Access* const* access, unsigned n) {
       n_wanted[bank]++;
       if (j + 1 > most) most = j + 1;
     }
+  }
   return most;
 }
 
