@@ -81,6 +81,80 @@ __global__ void k(int* y) { y[threadIdx.x] = lane_id(); }""")
     assert y.tolist() == list(range(32)) * 2
 
 
+@pytest.mark.parametrize("source, line", [
+    ("__global__ void k(float* y) {\n  for (int i = 0; i < 3; ++i) {\n    y[i] = 1.f;\n}\n", 2),
+    ("__global__ void k(float* y) {\n  y[0] = 1.f;\n", 1),
+    ("// {\n__device__ void f() {\n  int i;\n\n__global__ void k(float* y) {\n  if (y) { y[0] = 1.f; }\n}\n", 2)])
+def test_a_brace_that_is_never_closed_is_shown_where_it_opens(source, line, compiler):  # noqa: F811
+    shown = source.split("\n")[line - 1]
+    assert error_of(source) == f"line {line}: this '{{' is never closed\n    {line} | {shown}"
+
+
+def test_braces_in_both_branches_of_a_condition_do_not_hide_the_error(compiler):  # noqa: F811
+    text = error_of("#ifdef CU_ON_CPU\n__global__ void k(float* y) {\n#else\n__global__ void k(double* y) {\n#endif\n"
+                    "  y[0] = foo;\n}\n")
+    assert text.startswith("line 6: ") and "'foo'" in text
+
+
+@pytest.mark.parametrize("source, template", [
+    ("__global__ int k(float* y) { y[0] = 1.f; return 0; }", ()),
+    ("__global__ void k(float& y) { y = 1.f; }", ()),
+    ("template <int D> __global__ void k(float* y) { y[0] = D; }", (1, 2)),
+    ("template <int D> __global__ void k(float* y) { y[0] = D; }", ("float",)),
+    ("__global__ void k(float* y) { y[0] = 1.f; } __global__ void k(int* y) { y[0] = 1; }", ())])
+def test_a_kernel_that_cannot_be_launched_is_told_what_it_must_be(source, template, compiler):  # noqa: F811
+    text = error_of(source, template=template)
+    assert text.startswith("line 1: k") and text.endswith("\n    1 | " + source)
+    assert " must be one `__global__ void` function without reference parameters, and template=... must fit it" in text
+
+
+def test_a_function_without_a_body_is_named_where_it_is_declared(compiler):  # noqa: F811
+    text = error_of("struct S { int a; };\n__device__ float f(float);\n__global__ void k(float* y) { y[0] = f(1.f); }")
+    assert text == "line 2: f is declared but not defined\n    2 | __device__ float f(float);"
+
+
+def test_the_cpp_library_is_not_there(compiler):  # noqa: F811
+    text = error_of("#include <math.h>\n#include <vector>\n"
+                    "__global__ void k(float* y) { std::vector<int> v(3); y[0] = v[1]; }")
+    assert text.startswith("line 2: this header is not available: a kernel has no C++ library")
+
+
+HOST_HEADERS = ("<math.h>", "<cmath>", "<stdio.h>", "<cstdio>", "<stdint.h>", "<cstdint>", "<float.h>", "<stdlib.h>",
+                "<cuda_runtime.h>", '"cuda_runtime.h"', "<limits.h>", "<assert.h>")
+USES_HOST_HEADERS = "\n".join(f"#include {header}  // as nvcc wants it" for header in HOST_HEADERS) + """
+__global__ void k(float* y, int64_t n) {
+  assert(n < INT_MAX);
+  y[n] = fmaxf(-FLT_MAX, sqrtf(4.f)) + (float)(M_PI - M_PI) + (FLT_EPSILON < 1e-6f) + (DBL_MAX > FLT_MAX);
+  if (n < 0) printf("%f", y[n]);
+}"""
+
+
+def test_headers_whose_content_is_built_in_are_accepted(compiler):  # noqa: F811
+    y = np.zeros(3, np.float32)
+    cuda.compile(USES_HOST_HEADERS)[1, 1](y, 2)
+    assert y.tolist() == [0, 0, 4]
+
+
+def test_an_error_after_such_headers_is_at_its_line():
+    assert error_of("#include <math.h>\n#include <cstdio>\n__global__ void k(float* y) { y[0] = foo; }").startswith("line 3: ")
+
+
+@pytest.mark.parametrize("declaration, sentence", [
+    ("__shared__ float t = 0;", "shared memory cannot be initialised in its declaration"),
+    ("__shared__ float t[2] = {1, 2};", "shared memory cannot be initialised in its declaration"),
+    ("__shared__ int t{3};", "shared memory cannot be initialised in its declaration"),
+    ("__shared__ float t[n];", "the size of a shared array must be a constant; else use extern __shared__"),
+    ("float t[n];", "the size of an array must be a constant")])
+def test_a_wrong_array_declaration_is_told_what_is_wrong_with_it(declaration, sentence, compiler):  # noqa: F811
+    text = error_of(f"__global__ void k(float* y, int n) {{\n  {declaration}\n  y[0] = n;\n}}")
+    assert text == f"line 2: {sentence}\n    2 |   {declaration}"
+
+
+def test_the_size_of_a_shared_array_may_be_a_comparison():
+    cuda.compile("template <int N> __global__ void k(float* y) { __shared__ float t[N == 1 ? 2 : N]; t[0] = y[0]; }",
+                 template=(4,))
+
+
 def test_large_local_arrays_are_refused_where_they_are(compiler):  # noqa: F811
     text = error_of("""
 __global__ void k(float* y) {

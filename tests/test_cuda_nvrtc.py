@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import cuda_cases, find_kernels
+from tests.test_cuda_compile import USES_HOST_HEADERS
 from utils.cuda.compile import plain_build
 from utils.cuda.source import CompileError
 
@@ -115,6 +116,10 @@ def test_the_headers_of_the_subset_are_found():
 #include <cuda_pipeline_primitives.h>
 __global__ void k(float* a) { int32_t i = 0; a[i] = -INFINITY; }"""
     assert gpu.compile_for(source, "k").signature == (("p", "f", 4),)
+
+
+def test_headers_whose_content_is_built_in_are_accepted_as_on_the_cpu():
+    assert gpu.compile_for(USES_HOST_HEADERS, "k").signature == (("p", "f", 4), ("s", "q", 8))
 
 
 def test_arguments_are_typed_by_the_compiler_and_not_by_the_text():

@@ -68,8 +68,8 @@ def elsewhere(monkeypatch, request):
 def as_cpp(source, template=(), checked=True):
     """What utils/cuda/compile.py hands to the compiler."""
     name = instance(choose_kernel(source, None), template)
-    return "\n".join(['#include "cuda_on_cpu.h"', '#line 1 "kernel.cu"', for_cpu(source, checked), '#line 1 "entry"',
-                      f"CU_ENTRY({name})", ""])  # fmt: skip
+    return "\n".join(['#include "cuda_on_cpu.h"', '#line 1 "kernel.cu"', for_cpu(source, checked),
+                      f'#line 1 "entry of {name}"', f"CU_ENTRY({name})", ""])  # fmt: skip
 
 
 def build(elsewhere, folder, source, template, checked):

@@ -27,7 +27,7 @@ class Build:
 def build(source, kernel, checked, compiler, folder):
     """Compile `kernel` (`"flash_fwd<64>"`) of `source`, or find it in the cache `folder`. Raises CompileError."""
     text = "\n".join(['#include "cuda_on_cpu.h"', '#line 1 "kernel.cu"', for_cpu(source, checked),
-                      '#line 1 "entry"', f"CU_ENTRY({kernel})", ""])
+                      f'#line 1 "entry of {kernel}"', f"CU_ENTRY({kernel})", ""])
     what = (text, toolchain.runtime_digest(), compiler, toolchain.kernel_flags(compiler, checked), sys.platform)
     key = hashlib.sha256(repr(what).encode()).hexdigest()[:24]
     library, notes = folder / (key + toolchain.LIBRARY_SUFFIX), folder / (key + ".json")

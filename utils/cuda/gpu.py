@@ -18,7 +18,7 @@ from cuda.core import ObjectCode, Program, ProgramOptions
 
 from . import arguments as args
 from .launch import KernelError
-from .source import CompileError, point_at
+from .source import CompileError, point_at, without_host_includes
 
 _BEFORE = Path(__file__).with_name("gpu_before.h").read_text(encoding="utf-8") + '#line 1 "kernel.cu"\n'
 # The table of gpu_before.h for one kernel; its first bytes find it in the binary.
@@ -54,7 +54,7 @@ def compile_for(source, name, arch="sm_90"):
     Returns a Binary. Raises CompileError, which points at the source's line.
     """
     options = ProgramOptions(name="kernel.cu", arch=arch, std="c++17", lineinfo=True, **_headers())
-    text = _BEFORE + source + _AFTER % {"kernel": name}
+    text = _BEFORE + without_host_includes(source) + _AFTER % {"kernel": name}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # cuda.core warns when it meets no driver; compiling does not want one
         try:

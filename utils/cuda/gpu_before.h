@@ -7,6 +7,16 @@
 #ifndef NAN
 #define NAN __int_as_float(0x7fffffff)
 #endif
+#define M_PI 3.14159265358979323846
+#define FLT_MAX 3.402823466e+38f
+#define FLT_MIN 1.175494351e-38f
+#define FLT_EPSILON 1.192092896e-07f
+#define DBL_MAX 1.7976931348623157e+308
+#define DBL_MIN 2.2250738585072014e-308
+#define DBL_EPSILON 2.2204460492503131e-16
+#define INT_MAX 2147483647
+#define INT_MIN (-INT_MAX - 1)
+#define UINT_MAX 4294967295u
 typedef signed char int8_t;      typedef unsigned char uint8_t;
 typedef short int16_t;           typedef unsigned short uint16_t;
 typedef int int32_t;             typedef unsigned int uint32_t;

@@ -6,6 +6,12 @@ SKIPPED = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n]
 KERNEL = re.compile(r"\b__global__\b(?:[^;{}()]|__launch_bounds__\s*\([^)]*\))*?\b(\w+)\s*\((?<!__launch_bounds__\()")
 SHARED = re.compile(r"\b__shared__\b\s*([^;]+);")
 EXTERN_SHARED = re.compile(r"\bextern\s+__shared__\s+([^;]+);")
+INITIALISED = re.compile(r"(?<![=<>!])=(?!=)|\{")
+# Headers of the host's C library and of the CUDA runtime. What a kernel can use of them is built in, here and on a GPU.
+HOST_INCLUDE = re.compile(
+    r"^[ \t]*#[ \t]*include[ \t]*[<\"](?:(?:assert|float|limits|math|stddef|stdint|stdio|stdlib|string)\.h"
+    r"|c(?:assert|float|limits|math|stddef|stdint|stdio|stdlib|string)"
+    r"|cuda\.h|cuda_runtime(?:_api)?\.h|device_launch_parameters\.h)[>\"]", re.MULTILINE)
 ALIGNMENT = re.compile(r"\b(?:__align__|alignas|__attribute__)\s*\((?:[^()]|\([^()]*\))*\)")
 
 
@@ -55,6 +61,30 @@ def closing(text, position):
     return len(text)
 
 
+def unclosed_brace(source):
+    """(line, what to say) of a `{` without its `}`, or None if there are not too few `}`.
+
+    The one that stays open is the outermost; the one that was meant to be closed is indented otherwise than the `}` that
+    closes it.
+    """
+    bare, waiting, suspect = blank(source), [], None
+    if bare.count("{") <= bare.count("}"):
+        return None
+
+    def indentation(position):
+        line = bare[bare.rfind("\n", 0, position) + 1:]
+        return len(line) - len(line.lstrip(" \t"))
+
+    for brace in re.finditer(r"[{}]", bare):
+        if brace.group() == "{":
+            waiting.append(brace.start())
+        elif waiting:
+            opened = waiting.pop()
+            if suspect is None and indentation(opened) > indentation(brace.start()):
+                suspect = opened
+    return line_at(source, waiting[-1] if suspect is None else suspect), "this '{' is never closed"
+
+
 def find_kernels(source):
     """All `__global__` functions of a source, in order, as `KernelSource`; one that is declared first counts once."""
     bare, kernels = blank(source), {}
@@ -96,8 +126,14 @@ def instance(kernel, template):
     return f"{kernel.name}<{', '.join(words)}>" if words else kernel.name
 
 
+def without_host_includes(source):
+    """The source without `#include <math.h>` and its like; line numbers stay."""
+    return HOST_INCLUDE.sub("", source)
+
+
 def for_cpu(source, checked):
     """The source with the two spellings rewritten that plain C++ has no word for. Line numbers stay."""
+    source = without_host_includes(source)
     bare, edits = blank(source), []
     for match in EXTERN_SHARED.finditer(bare):
         edits.append((match.span(), _dynamic_array(source, bare, match)))
@@ -127,6 +163,9 @@ def _shared_or_refuse(source, bare, match):
     line = line_at(bare, match.start())
     if bare.count("{", 0, match.start()) == bare.count("}", 0, match.start()):
         raise CompileError(point_at(source, line, "declare shared memory inside the kernel that uses it"))
+    without_sizes = re.sub(r"\[[^\]]*\]", "", match.group(1))
+    if INITIALISED.search(without_sizes):
+        raise CompileError(point_at(source, line, "shared memory cannot be initialised in its declaration"))
     declared = _declared(match.group(1))
     if declared is None:
         raise CompileError(point_at(source, line, "this declaration of shared memory is not understood"))

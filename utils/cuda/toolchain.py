@@ -3,7 +3,6 @@ import functools
 import hashlib
 import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -12,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .assembly import label_places
-from .source import CompileError, point_at
+from .diagnostics import explain
+from .source import CompileError
 
 HERE = Path(__file__).parent
 LIBRARY_SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
-SHOWN_ERRORS = 3
 LARGEST_FRAME = 88 * 1024          # bytes of local variables in one function; a thread's stack has 96 KB
-ONLY_ON_A_GPU = re.compile(r"\basm\b|\b__asm__|\bcuda::|<cuda/|cooperative_groups|\bcg::|<<<|cluster|wgmma"
-                           r"|cuda_pipeline\.h")
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,7 @@ def kernel_flags(compiler, checked):
     """
     frame = (["-Werror=frame-larger-than", f"-Wframe-larger-than={LARGEST_FRAME}"] if compiler.is_clang
              else [f"-Werror=frame-larger-than={LARGEST_FRAME}"])
-    flags = [*common_flags(compiler), "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", *frame]
+    flags = [*common_flags(compiler), "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-Werror=vla", *frame]
     if not checked:
         return [*flags, "-O3"]
     flags += ["-O1", "-g1", "-DCU_CHECKED", "-fno-optimize-sibling-calls"]
@@ -136,7 +133,7 @@ def link_flags(compiler):
     """A shared library without the C++ library; with zig that one takes minutes to build on first use."""
     flags = ["-shared", *(["-nostdlib++"] if compiler.is_clang else ["-nodefaultlibs", "-lm", "-lc", "-lgcc"])]
     if sys.platform == "linux":
-        flags.append("-Wl,-Bsymbolic")
+        flags += ["-Wl,-Bsymbolic", "-Wl,-z,defs"]     # a function without a body is an error here and not in the worker
     return flags
 
 
@@ -147,69 +144,6 @@ def run(compiler, arguments, source=""):
                           env=environment, check=False)
     if done.returncode:
         raise CompileError(explain(done.stderr, source))
-
-
-MESSAGE = re.compile(r"^(?:.*[/\\])?kernel\.cu:(\d+):(?:(\d+):)? (?:fatal )?(error|note|warning)?:? ?(.*)$")
-LEADS_TO = re.compile(r"(?:^In file included from|^ +from) (?:.*[/\\])?kernel\.cu:(\d+)"
-                      r"|kernel\.cu:(\d+):\d+:   required from")
-CAME_FROM = re.compile(r"kernel\.cu:(\d+):\d+: note: "
-                       r"(?:in instantiation|in expansion of macro|called from|expanded from|in evaluation)")
-
-
-def explain(stderr, source):
-    """The compiler's errors, each at the learner's line.
-
-    An error inside a header is shown at the line of the kernel that led there; gcc names it before the error, clang
-    after it.
-    """
-    found, before, waiting, lines = [], None, None, source.split("\n")
-    for text in stderr.splitlines():
-        match = MESSAGE.match(text)
-        if match and match.group(3) == "error":
-            found.append((int(match.group(1)), int(match.group(2) or 0), match.group(4)))
-            before = waiting = None
-        elif lead := LEADS_TO.search(text):
-            before = int(lead.group(1) or lead.group(2))
-        elif (origin := CAME_FROM.search(text)) and waiting:
-            found.append((int(origin.group(1)), 0, waiting))
-            waiting = None
-        elif " error: " in text:
-            message = text.split(" error: ", 1)[1]
-            if before:
-                found.append((before, 0, message))
-            else:
-                waiting = message
-            before = None
-    if not found:
-        return stderr.strip() or "the compiler failed without saying why"
-    shown = []
-    for number, column, message in found[:SHOWN_ERRORS]:
-        line = lines[number - 1] if number <= len(lines) else ""
-        if ONLY_ON_A_GPU.search(line):
-            shown.append(point_at(source, number,
-                                  "this is not available on the CPU (inline PTX, clusters, cooperative "
-                                  "groups, cuda:: and launches from a kernel are not): run it on a GPU"))
-            break
-        if "frame" in message and "larger" in message or "stack frame size" in message:
-            message = "the local variables of one thread take more than 88 KB: use shared or global memory"
-        shown.append(point_at(source, number, tidy(message), caret(line, column, message)))
-    hidden = len(found) - len(shown)
-    if hidden > 0 and not ONLY_ON_A_GPU.search(shown[-1]):
-        shown.append(f"and {hidden} more error{'s' * (hidden > 1)}")
-    return "\n".join(shown)
-
-
-def tidy(message):
-    return re.sub(r" \[-W[^\]]*\]$", "", message)
-
-
-def caret(line, column, message):
-    """The column to point at: that of the quoted word if it is elsewhere (a rewritten line has other columns)."""
-    for word in re.findall(r"'([^']+)'", message):
-        match = re.search(rf"\b{re.escape(word)}\b", line)
-        if match and not line[column - 1:].startswith(word):
-            return match.start() + 1
-    return None if "__shared__" in line else column
 
 
 def build(compiler, text, source, checked, target):

@@ -4,6 +4,8 @@
 #pragma once
 #define CU_ON_CPU 1
 
+#include <float.h>
+#include <limits.h>
 #include <stddef.h>
 #include <stdint.h>
 

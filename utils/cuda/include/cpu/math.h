@@ -36,6 +36,9 @@ CU_INLINE float fma(float a, float b, float c) { return fmaf(a, b, c); }
 #define CUDART_INF_F __builtin_inff()
 #define CUDART_NAN_F __builtin_nanf("")
 #define CUDART_PI_F 3.141592654f
+#ifndef M_PI
+#define M_PI 3.14159265358979323846
+#endif
 
 // The fast forms of a GPU are approximate; here they are the exact ones. Macros: glibc has functions of these names.
 #define __expf(x) expf(x)

@@ -1,1 +1,0 @@
-// Everything this header declares is declared before the kernel's first line already.
