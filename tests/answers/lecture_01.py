@@ -504,6 +504,19 @@ ALL_BY_EACH_LANE = (
 }
 """
 )
+LANE_ZERO_ALONE = (
+    SOFTMAX_HEAD
+    + r"""
+  float maximum = -INFINITY, total = 0.0f;
+  if (lane == 0) {
+    for (int j = 0; j < n_keys; ++j) maximum = fmaxf(maximum, s[j]);
+    for (int j = 0; j < n_keys; ++j) total += expf(s[j] - maximum);
+    for (int j = 0; j < n_keys; ++j) p[j] = expf(s[j] - maximum) / total;
+  }
+}
+"""
+)
+NEVER_ENDS = SOFTMAX_HEAD + "  for (int j = lane; j < n_keys; j += 0) p[j] = s[j];\n}"
 TILE_HEAD = r"""
 #define TILE 16
 __device__ void load_tile(float* tile, int stride, const float* rows, int first, int n_rows, int d) {
@@ -531,6 +544,17 @@ TILE_BY_COLUMNS = (
   for (int e = thread; e < TILE * d; e += 256) {
     int r = e % TILE, c = e / TILE;
     tile[r * stride + c] = first + r < n_rows ? rows[(first + r) * d + c] : 0.0f;
+  }
+}
+"""
+)
+TILE_BY_THREAD_ZERO = TILE_BY_ROWS_OF_WARPS.replace("int e = thread; e < TILE * d; e += 256", "int e = 0; e < TILE * d && !thread; ++e")
+TILE_WITH_ITS_PADDING = (
+    TILE_HEAD
+    + r"""
+  for (int e = thread; e < TILE * stride; e += 256) {
+    int r = e / stride, c = e % stride;
+    tile[e] = c < d && first + r < n_rows ? rows[(size_t)(first + r) * d + c] : 0.0f;
   }
 }
 """
@@ -563,18 +587,20 @@ ROW_IS_THE_THREAD = ONLINE.replace("blockIdx.x * n_keys", "(blockIdx.x * 32 + la
 RIGHT["1.7"] = [ONLINE]
 WRONG["1.7"] = [
     (ONE_KEY_A_LANE, "Let j go on in steps of 32"),
-    (NOT_SHIFTED, "Start the maximum at -INFINITY, and subtract it before expf."),
-    (FROM_ZERO, "Start the maximum at -INFINITY, and subtract it before expf."),
+    (NOT_SHIFTED, "let the search for it start at -INFINITY"),
+    (FROM_ZERO, "let the search for it start at -INFINITY"),
     (RESULT_UNUSED, "Use what warp_max and warp_sum return"),
     (IDLE_LANES_RETURN, "lanes without a column have to take part"),
     (IN_THE_LOOP, "lanes without a column have to take part"),
     (ROW_IS_THE_THREAD, "the row is blockIdx.x."),
     (NO_GUARD, "Its columns are 0 to n_keys - 1."),
     (CHUNK_A_LANE, "Lane l reads columns"),
+    (LANE_ZERO_ALONE, "Every lane reads its own columns, in one request of the warp."),
+    (NEVER_ENDS, "TIME LIMIT"),
     (ALL_BY_EACH_LANE, "bytes were read, for"),
     (SOFTMAX_HEAD + "  p[lane] = s[lane]\n}", "expected ';'"),
 ]
-RIGHT["1.8"] = [TILE_BY_ROWS_OF_WARPS]
+RIGHT["1.8"] = [TILE_BY_ROWS_OF_WARPS, TILE_WITH_ITS_PADDING]
 WRONG["1.8"] = [
     (TILE_WITHOUT_STRIDE, "row r begins at r * stride"),
     (TILE_WITHOUT_END, "Compare first + r with n_rows."),
@@ -583,13 +609,15 @@ WRONG["1.8"] = [
     (TILE_NOT_ZEROED, "Compare first + r with n_rows. 99 stood in the tile before."),
     (TILE_BY_COLUMNS, "Number the elements row after row"),
     (TILE_BY_EVERYBODY, "bytes were read, for"),
+    (TILE_BY_THREAD_ZERO, "requests, where 24 would do"),
 ]
 RIGHT["1.9"] = [lambda: {0, 1}]
 WRONG["1.9"] = [
     (lambda: set(), "Who has to wait for load_tile"),
     (lambda: {3}, "Who has to wait for load_tile"),
     (lambda: {1}, "The loop comes round"),
-    (lambda: {1, 2, 3}, "A barrier inside an `if`"),
+    (lambda: {1, 2, 3}, "reached by all threads of the block or by none"),
+    (lambda: {(1, 3)}, "expected a set, such as {0, 4}"),
     (lambda: {0, 1, 3}, "fewer barriers would do"),
     (lambda: {1}, "(in load_tile)"),
     (lambda: {1, 7}, "the places are 0 to 4"),

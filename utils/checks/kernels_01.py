@@ -1,5 +1,6 @@
 """The exercises of lecture 01 in CUDA: a softmax with one warp for each row, a tile, and its barriers."""
 
+import contextlib
 import importlib
 import re
 
@@ -9,15 +10,29 @@ from utils import cuda
 from utils.checks import Exercise, Failed, exercise
 from utils.checks.compare import close
 from utils.checks.faults import in_full
+from utils.checks.process import TIME_LIMIT, Stopped
 from utils.checks.show import LARGEST_SHOWN, aligned, argument, returned, text, where
 
 MODULE = "fundamentals"
 TILE = 16
 
 
+@contextlib.contextmanager
+def limited():
+    """Kernels inside have no more time than a whole check."""
+    before, cuda.time_limit = cuda.time_limit, min(cuda.time_limit, TIME_LIMIT)
+    try:
+        yield
+    finally:
+        cuda.time_limit = before
+
+
 def launch(kernel, grid, block, shared, *arguments):
-    """Run a kernel and return its report; raises KernelError if it does something wrong."""
-    report = kernel.check[grid, block, shared](*arguments)
+    """Run a kernel and return its report; raises KernelError if it does something wrong, Stopped if it does not end."""
+    with limited():
+        report = kernel.check[grid, block, shared](*arguments)
+    if report.problems and report.problems[0].kind == "time limit":
+        raise Stopped(report.complaint())
     if not report.ok:
         raise cuda.KernelError(report.complaint(), report)
     return report
@@ -32,10 +47,22 @@ def must_be(got, expected, **inputs):
         raise Failed(where(got, expected), aligned(shown))
 
 
+def loads(report):
+    return [row for row in report.rows if row.space == "global" and row.kind == "load"]
+
+
 def must_coalesce(report):
-    for row in report.rows:
-        if row.space == "global" and row.kind == "load" and row.sectors > row.ideal_sectors:
+    """Raise Failed where lanes of a request read far apart. A few sectors too many come from the end of a row."""
+    for row in loads(report):
+        if row.sectors >= 2 * row.ideal_sectors:
             raise Failed(f"line {row.line} fetches {row.sectors} sectors where {row.ideal_sectors} would do")
+
+
+def must_share(report, enough):
+    """Raise Failed where so many requests were made that most lanes must have stood idle."""
+    requests = sum(row.requests for row in loads(report))
+    if requests > enough:
+        raise Failed(f"{requests} requests, where {enough} would do")
 
 
 def draw(rng, *shape):
@@ -76,20 +103,27 @@ def _(source, rng):
 
 @softmax_rows.property("any number of keys", hint="Let j go on in steps of 32 while j < n_keys.")
 def _(source, rng):
-    for n_keys in (1, 33, 64, 100):
+    for n_keys in (1, 33, 64, 100, 1000):
         run_softmax(source, draw(rng, 2, n_keys))
 
 
 @softmax_rows.property(
-    "scores of 1e4 and -1e4 do not overflow", hint="Start the maximum at -INFINITY, and subtract it before expf."
+    "scores of 1e4 and -1e4 do not overflow", hint="Subtract the row's maximum, and let the search for it start at -INFINITY."
 )
 def _(source, rng):
-    run_softmax(source, np.float32([[1e4, 1e4 - 1, 0], [-1e4, -1e4 + 1, -1e4]]))
+    run_softmax(source, np.float32([[1e4, 1e4 - 1, 0], [-1e4, -1e4 + 1, -1e4], [-1e30, -1e30, -1e30]]))
 
 
 @softmax_rows.property("neighbouring lanes read neighbouring scores", hint="Lane l reads columns l, l + 32, l + 64 ...")
 def _(source, rng):
     must_coalesce(run_softmax(source, draw(rng, 4, 64)))
+
+
+@softmax_rows.property(
+    "all 32 lanes share the work", hint="Every lane reads its own columns, in one request of the warp."
+)
+def _(source, rng):
+    must_share(run_softmax(source, draw(rng, 4, 64)), enough=3 * 4 * 64 // 32)
 
 
 @softmax_rows.property("each score is read three times at most")
@@ -160,6 +194,11 @@ def _(source, rng):
     must_coalesce(run_tile(source, draw(rng, TILE, 24), first=0, stride=25))
 
 
+@load_tile.property("all 256 threads share the work", hint="Thread `thread` copies thread, thread + 256, ...")
+def _(source, rng):
+    must_share(run_tile(source, draw(rng, TILE, 24), first=0, stride=24), enough=24)
+
+
 @load_tile.property("each element is read once")
 def _(source, rng):
     rows = draw(rng, TILE, 24)
@@ -193,7 +232,8 @@ def run_barriers(ask, rng, n_queries, n_keys):
     scores = np.zeros((n_queries, n_keys), np.float32)
     kernel = cuda.compile(source, name="scores_tiled")
     try:
-        kernel[-(-n_queries // TILE), (TILE, TILE), 4 * TILE * 2](q, k, scores, n_queries, n_keys, 2, 1.0)
+        with limited():
+            kernel[-(-n_queries // TILE), (TILE, TILE), 4 * TILE * 2](q, k, scores, n_queries, n_keys, 2, 1.0)
     except cuda.KernelError as problem:
         kind = problem.report.problems[0].kind if problem.report and problem.report.problems else "endless wait"
         told = without_source(str(problem), lecture.LOAD_TILE.count("\n"))
@@ -223,7 +263,10 @@ def _(ask, rng):
     run_barriers(ask, rng, TILE, 3 * TILE)
 
 
-@barrier_places.property("sizes that fill no tile", hint="A barrier inside an `if` waits for threads that never come.")
+@barrier_places.property(
+    "sizes that fill no tile",
+    hint="A barrier must be reached by all threads of the block or by none: else it hangs, or pairs with another one.",
+)
 def _(ask, rng):
     run_barriers(ask, rng, TILE + 4, TILE + 5)
 
