@@ -219,7 +219,7 @@ def run_barriers(ask, rng, n_queries, n_keys):
     """The places, after the kernel with barriers there has computed the right scores."""
     reply = ask.run()
     value = reply.values[0]
-    if reply.is_tuple or value.type_name != "set" or value.array is None:
+    if reply.is_tuple or value.type_name != "set" or value.array is None or value.array.ndim != 1:
         raise Failed(f"returned {returned(reply)}, expected a set, such as {{0, 4}}")
     places = set(value.array.tolist())
     if not places <= set(range(5)):
