@@ -60,6 +60,17 @@ def test_a_wrong_launch_shape_is_named(scale, shape, error, message):
         launched(scale, X, X.copy(), 64, 2.0, shape=shape)
 
 
+def test_a_launch_without_brackets_says_how_to_launch(scale):
+    for call in (scale, scale.check, scale.fast):
+        with pytest.raises(TypeError, match=r"^scale: launch with scale\[grid, block\]\(\.\.\.\)$"):
+            call(X, X.copy(), 64, 2.0)
+
+
+def test_a_source_that_is_no_string_is_refused():
+    with pytest.raises(TypeError, match="^compile: source: expected CUDA C\\+\\+ in a string, got NoneType$"):
+        cuda.compile(None)
+
+
 def test_a_read_only_array_is_refused_only_where_the_kernel_may_write(scale):
     frozen = X.copy()
     frozen.flags.writeable = False

@@ -405,6 +405,28 @@ def test_a_stack_overflow_is_reported(compiler):  # noqa: F811
     assert [p.kind for p in report.problems] == ["stack overflow"]
 
 
+def test_dynamic_shared_memory_that_the_launch_forgot_is_named(compiler):  # noqa: F811
+    kernel = cuda.compile("""
+__global__ void k(const float* x, float* y) {
+  extern __shared__ float s[];
+  s[threadIdx.x] = x[threadIdx.x];
+  __syncthreads();
+  y[threadIdx.x] = s[31 - threadIdx.x];
+}""")
+    (problem,) = kernel.check[1, 32](floats(32), zeros(32)).problems
+    assert problem.kind == "null pointer" and problem.line == 4
+    assert problem.message.endswith("; this launch gives the block no dynamic shared memory: k[grid, block, shared_bytes]")
+    (problem,) = kernel.check[1, 32, 128](None, zeros(32)).problems
+    assert problem.kind == "null pointer" and "dynamic shared memory" not in problem.message
+
+
+def test_threads_that_write_one_cell_are_told_to_let_one_write(compiler):  # noqa: F811
+    kernel = cuda.compile("__global__ void k(float* y) { y[0] = threadIdx.x; }")
+    (problem,) = kernel.check[1, 32](zeros(1)).problems
+    assert problem.kind == "race" and "both in the same statement: let one thread write, in block" in problem.message
+    assert "between them" not in problem.message
+
+
 def test_one_wrong_kernel_gives_one_error_with_the_rest_folded():
     source = without_line(CASES["matmul"].source, barrier_lines(CASES["matmul"])[0])
     with pytest.raises(cuda.KernelError) as error:

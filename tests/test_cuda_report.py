@@ -86,6 +86,23 @@ def test_a_hostile_source_is_escaped():
     assert "<script>" not in report._repr_html_() and "&lt;script&gt;" in report._repr_html_()
 
 
+def test_the_verdict_names_arrays_too_large_for_the_race_check():
+    kernel = cuda.compile("__global__ void k(char* small, char* large) { small[threadIdx.x] = large[threadIdx.x]; }")
+    report = kernel.check[1, 32](np.zeros(32, np.int8), np.zeros((16 << 20) + 32, np.int8))
+    verdict = "k: no problem found; races were not looked for in large (too large)"
+    assert str(report).startswith(verdict + "\n") and verdict in report._repr_html_()
+    assert report.races_unchecked == ["large"]
+
+
+def test_printed_text_is_cut_at_a_megabyte_and_says_so():
+    kernel = cuda.compile("""__global__ void k(int n) { for (int i = 0; i < n; ++i) printf("%099d\\n", i); }""")
+    for n, cut in ((20_000, True), (10_000, False)):      # the second launch begins anew
+        text = kernel.check[1, 1](n).output
+        assert text.startswith("0" * 99 + "\n")
+        assert text.endswith("\n... output cut at 1 MB, as a GPU's buffer is\n") == cut
+        assert len(text.splitlines()) == (10_487 if cut else n)
+
+
 def test_shared_bytes_are_those_of_a_block():
     q = np.zeros((1, 64, 32), np.float32)
     kernel = cuda.compile(samples.FLASH, template=(32,))

@@ -57,6 +57,9 @@ class Kernel:
         """
         return Launch(self, self._run, configuration)
 
+    def __call__(self, *arguments):
+        raise TypeError(f"{self.name}: launch with {self.name}[grid, block](...)")
+
     @property
     def check(self):
         """`kernel.check[grid, block](...)` runs on the CPU and returns the report, whatever the kernel did."""
@@ -91,7 +94,7 @@ class Kernel:
         try:
             result, arrays = self._launch(build, True, grid, block, shared, arguments, threads=1)
         except process.WorkerDied as death:
-            return Report(self, build, block, [], {}, [Problem(*self._epitaph(death, checked=True))])
+            return Report(self, build, block, [], {}, [Problem(*self._epitaph(death, grid, checked=True))])
         return Report(self, build, block, arrays, result)
 
     def _fast(self, grid, block, shared, arguments):
@@ -102,19 +105,20 @@ class Kernel:
         try:
             result, arrays = self._launch(build, False, grid, block, shared, arguments, threads)
         except process.WorkerDied as death:
-            raise KernelError(self._epitaph(death, checked=False)[2]) from None
+            raise KernelError(self._epitaph(death, grid, checked=False)[2]) from None
         report = Report(self, build, block, arrays, result)
         if report.output:
             print(report.output, end="")
         if not report.ok:
             raise KernelError(report.complaint(), report)
 
-    def _epitaph(self, death, checked):
+    def _epitaph(self, death, grid, checked):
         if death.timed_out:
             return "time limit", 0, (
                 f"TIME LIMIT: {self.name} ran for {time_limit():g} s and was stopped. Look for a loop whose condition "
-                "never becomes false, or a thread that waits in a loop for another thread or block")
-        advice = ("Look for unbounded recursion or a wild pointer" if checked
+                "never becomes false, or a thread that waits in a loop for another thread or block; or launch "
+                f"fewer blocks ({math.prod(grid):,})")
+        advice = ("Look for unbounded recursion, a wild pointer or an integer division by zero" if checked
                   else "Run it checked (kernel.check[...]) to see why")
         return "crash", 0, f"CRASH: {self.name} crashed the process it ran in. {advice}"
 
@@ -169,6 +173,9 @@ class _Launcher:
     def __getitem__(self, configuration):
         return Launch(self._kernel, self._how, configuration)
 
+    def __call__(self, *arguments):
+        self._kernel(*arguments)           # says how to launch
+
 
 def time_limit():
     """Seconds a kernel may run on the CPU: `utils.cuda.time_limit`, which may be set."""
@@ -204,6 +211,8 @@ def compile(source, name=None, template=()):
     source: CUDA C++, as for a GPU. name: the kernel's name, needed where the source has several. template: its template
     arguments, `(64,)` for `flash_fwd<64>`. Returns a `Kernel`. Raises CompileError, which points at the line.
     """
+    if not isinstance(source, str):
+        raise TypeError(f"compile: source: expected CUDA C++ in a string, got {type(source).__name__}")
     kernel = Kernel(source, name, template)
     try:
         checked_build(kernel.source, kernel.name)

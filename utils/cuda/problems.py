@@ -3,6 +3,8 @@ import struct
 from collections import namedtuple
 from dataclasses import dataclass
 
+from .source import uses_dynamic_shared
+
 # As struct Problem in runtime/problems.h.
 RECORD = struct.Struct("=9iI2Qq3I96s4x")
 Record = namedtuple("Record", "kind line1 line2 access1 access2 region size thread1 thread2 count place1 place2 offset "
@@ -10,6 +12,7 @@ Record = namedtuple("Record", "kind line1 line2 access1 access2 region size thre
 KINDS = {1: "out of bounds", 2: "null pointer", 3: "misaligned", 4: "write to const", 5: "unwritten shared memory",
          6: "race", 7: "race between blocks", 8: "async copy", 9: "async copy", 10: "barrier", 11: "deadlock",
          12: "shuffle", 13: "shuffle", 14: "shuffle", 15: "stack overflow", 16: "assert", 17: "shared memory"}
+DYNAMIC = "dynamic shared memory"           # as scheduler.h names it
 READS = ("reads", "writes", "updates atomically", "", "writes (cp.async)")
 READ = ("read", "write", "atomic", "", "write")
 
@@ -29,8 +32,11 @@ class Problem:
 class Writer:
     """Turns the runtime's records into `Problem`s. `regions` maps a number to (name, bytes, element, is shared)."""
 
-    def __init__(self, source, lines, block, regions):
-        self.source, self.lines, self.block, self.regions = source.split("\n"), lines, block, regions
+    def __init__(self, kernel, lines, block, regions):
+        self.source, self.lines, self.block, self.regions = kernel.source.split("\n"), lines, block, regions
+        self.hint = ""
+        if uses_dynamic_shared(kernel.source) and DYNAMIC not in [name for name, *_ in regions.values()]:
+            self.hint = f"; this launch gives the block no dynamic shared memory: {kernel.name}[grid, block, shared_bytes]"
 
     def problems(self, data):
         """One problem for each kind and pair of lines, in the order they were found."""
@@ -74,7 +80,7 @@ class Writer:
 
     def element(self, r):
         name, _, element, is_shared = self.regions[r.region]
-        if name == "dynamic shared memory":
+        if name == DYNAMIC:
             return f"byte {r.offset} of dynamic shared memory"
         return f"{'shared ' if is_shared else ''}{name}[{r.offset // element}]"
 
@@ -88,14 +94,14 @@ class Writer:
     def _out_of_bounds(self, r):
         who = f"by {self.who(r)}, {self.first_at(r)}"
         if r.region < 0:
-            return f"OUT OF BOUNDS {READ[r.access1]} of {r.size} bytes, far from every array, {who}"
+            return f"OUT OF BOUNDS {READ[r.access1]} of {r.size} bytes, far from every array, {who}{self.hint}"
         name, size, element, _ = self.regions[r.region]
-        extent = (f"it has {size:,} bytes" if name == "dynamic shared memory"
+        extent = (f"it has {size:,} bytes" if name == DYNAMIC
                   else f"{name} has {size // element:,} elements")
         return f"OUT OF BOUNDS {READ[r.access1]} of {r.size} bytes at {self.element(r)}, but {extent}, {who}"
 
     def _null_pointer(self, r):
-        return f"NULL POINTER: {READ[r.access1]} through it by {self.who(r)}, {self.first_at(r)}"
+        return f"NULL POINTER: {READ[r.access1]} through it by {self.who(r)}, {self.first_at(r)}{self.hint}"
 
     def _misaligned(self, r):
         name = self.regions[r.region][0]
@@ -112,11 +118,16 @@ class Writer:
 
     def _race(self, r):
         same_warp = r.thread1 // 32 == r.thread2 // 32
-        remedy = "__syncwarp() or __syncthreads()" if same_warp else "__syncthreads()"
+        if r.place1 == r.place2 and "read" not in (READ[r.access1], READ[r.access2]):
+            between = "both in the same statement: let one thread write"
+        elif same_warp:
+            between = "with no __syncwarp() or __syncthreads() between them"
+        else:
+            between = "with no __syncthreads() between them"
         place = "" if self.regions[r.region][3] else "global "
         return (f"RACE on {place}{self.element(r)}: {self.thread(r.thread1)} {READS[r.access1]} {self.first_at(r)}\n"
                 f"  and {self.thread(r.thread2)} {READS[r.access2]} {self.second_at(r)}\n"
-                f"  with no {remedy} between them, in {self.where(r)}")
+                f"  {between}, in {self.where(r)}")
 
     def _race_between_blocks(self, r):
         return (f"RACE BETWEEN BLOCKS on global {self.element(r)}: {self.where(r)} {READS[r.access1]} "

@@ -48,7 +48,7 @@ class Report:
     distinct_loaded, distinct_stored: each sector counted once, as with a perfect cache.
     shared_loaded, shared_stored; bank_conflicts: extra wavefronts, 0 is ideal; shared_bytes: shared memory of a block.
     sectors_per_request: {line: sectors for each warp request to global memory, of the line's worst access}.
-    rows: list of `Row`. output: what printf wrote. races_unchecked: arrays too large for races to be looked for.
+    rows: list of `Row`. output: what printf wrote. races_unchecked: names of arrays too large for the race check.
     """
 
     def __init__(self, kernel, build, block, arrays, result, problems=None):
@@ -60,9 +60,9 @@ class Report:
         self.shared_bytes = sum(size for _, size, _ in shared)
         self.distinct_loaded = sum(loaded for loaded, _ in result.get("distinct", []))
         self.distinct_stored = sum(stored for _, stored in result.get("distinct", []))
-        self.races_unchecked = result.get("races_unchecked", 0)
+        self.races_unchecked = [arrays[i].name for i in result.get("races_unchecked", [])]
         self.rows = self._rows(result.get("traffic", b""), build.lines, regions)
-        writer = Writer(kernel.source, build.lines, block, regions)
+        writer = Writer(kernel, build.lines, block, regions)
         self.problems = problems if problems is not None else writer.problems(result.get("problems", b""))
 
     @staticmethod
@@ -147,10 +147,10 @@ class Report:
 
     def __str__(self):
         verdict = "no problem found" if self.ok else f"{len(self.problems)} problem{'s' * (len(self.problems) > 1)}"
+        if self.races_unchecked:
+            verdict += f"; races were not looked for in {', '.join(self.races_unchecked)} (too large)"
         out = [f"{self.kernel}: {verdict}", f"{'bytes':<22}{'loaded':>15}{'stored':>15}"]
         out += [f"{what:<22}{loaded:>15,}{stored:>15,}  {why}" for what, loaded, stored, why in self.summary()]
-        if self.races_unchecked:
-            out.append(f"races were not looked for in {self.races_unchecked} array(s): too large")
         return "\n".join(out + [str(p) for p in self.problems])
 
     __repr__ = __str__      # what a notebook keeps beside the HTML must not hold an address

@@ -147,6 +147,10 @@ def for_cpu(source, checked):
     return source
 
 
+def uses_dynamic_shared(source):
+    return EXTERN_SHARED.search(blank(source)) is not None
+
+
 def _declared(declaration):
     """`float a[4][4], b[4]` -> (`float`, [(`a`, `[4][4]`), (`b`, `[4]`)]), or None if it does not look like that."""
     type_, variables = None, []

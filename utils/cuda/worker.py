@@ -125,12 +125,12 @@ class Library:
         shared, name, size, element = [], ctypes.c_char_p(), ctypes.c_uint64(), ctypes.c_int()
         while self.c.cu_shared_array(len(shared), ctypes.byref(name), ctypes.byref(size), ctypes.byref(element)):
             shared.append((name.value.decode(), size.value, element.value))
+        unchecked = [i for i in range(n_arrays) if self.c.cu_races_unchecked(FIRST_GLOBAL + i)]
         distinct, loaded, stored = [], ctypes.c_uint64(), ctypes.c_uint64()
         for i in range(n_arrays):
             self.c.cu_distinct_bytes(FIRST_GLOBAL + i, ctypes.byref(loaded), ctypes.byref(stored))
             distinct.append((loaded.value, stored.value))
-        return {"traffic": traffic, "shared": shared, "distinct": distinct,
-                "races_unchecked": self.c.cu_races_unchecked()}
+        return {"traffic": traffic, "shared": shared, "distinct": distinct, "races_unchecked": unchecked}
 
 
 _pool = None

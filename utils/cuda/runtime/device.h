@@ -13,6 +13,16 @@ extern "C" void* cu_dynamic_shared() { return B.dynamic_shared; }
 enum { MAX_OUTPUT = 1 << 20 };     // bytes; a GPU's printf buffer has this size too
 static char* output;
 static size_t output_bytes, output_capacity;
+static bool output_cut;
+
+static void add_output(const char* text, size_t n) {
+  if (output_bytes + n > output_capacity) {
+    output_capacity = output_capacity * 2 + 4096;
+    output = (char*)realloc(output, output_capacity);
+  }
+  memcpy(output + output_bytes, text, n);
+  output_bytes += n;
+}
 
 extern "C" int cu_printf(const char* format, ...) {
   char text[1024];
@@ -22,13 +32,14 @@ extern "C" int cu_printf(const char* format, ...) {
   va_end(arguments);
   if (n < 0) return n;
   if (n >= (int)sizeof text) n = sizeof text - 1;
-  if (output_bytes + n > MAX_OUTPUT) return n;
-  if (output_bytes + n > output_capacity) {
-    output_capacity = output_capacity * 2 + 4096;
-    output = (char*)realloc(output, output_capacity);
+  if (output_cut) return n;
+  if (output_bytes + n > MAX_OUTPUT) {
+    static const char note[] = "\n... output cut at 1 MB, as a GPU's buffer is\n";
+    output_cut = true;
+    add_output(note, sizeof note - 1);
+  } else {
+    add_output(text, (size_t)n);
   }
-  memcpy(output + output_bytes, text, n);
-  output_bytes += n;
   return n;
 }
 

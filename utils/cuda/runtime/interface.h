@@ -28,7 +28,6 @@ EXPORT void cu_begin(unsigned shift_of_dynamic_shared) {
   cu_end();
   dynamic_shift = shift_of_dynamic_shared;
   arena_used = shared_bytes = static_bytes = 0;
-  races_unchecked = 0;
   n_pending = 0;
   epoch = 1;
   launch++;
@@ -47,7 +46,8 @@ EXPORT int cu_shared_array(int index, const char** name, uint64_t* bytes, int* e
   return 1;
 }
 
-EXPORT int cu_races_unchecked() { return races_unchecked; }
+// Whether a global array is too large to keep a cell for every element.
+EXPORT int cu_races_unchecked(int index) { return region[index].bytes && !region[index].n_cells; }
 
 EXPORT void cu_distinct_bytes(int index, uint64_t* loaded, uint64_t* stored) {
   const Region& r = region[index];

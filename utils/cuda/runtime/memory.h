@@ -27,7 +27,6 @@ static uint32_t epoch = 1;         // counts the barriers of the launch; a block
 static uint32_t block_epoch, launch_epoch;
 static uint16_t warp_epoch[MAX_WARPS];      // counts the __syncwarp() of each warp of the block
 static unsigned launch;
-static int races_unchecked;        // arrays too large to keep a cell for every element
 static uint64_t max_cells = 16u << 20;
 static unsigned dynamic_shift;
 static unsigned n_pending;
@@ -44,7 +43,7 @@ static void add_region(int index, const char* name, void* p, size_t bytes, int e
   r->writable = writable;
   r->cell_shift = shift;
   r->n_cells = (bytes + 3) >> shift;
-  if (r->n_cells > max_cells) { r->n_cells = 0; races_unchecked++; }
+  if (r->n_cells > max_cells) r->n_cells = 0;                            // races are not looked for
   r->cell = (Cell*)calloc(r->n_cells + 1, sizeof(Cell));
   if (index >= GLOBAL) {
     r->loaded = (uint8_t*)calloc(bytes / 256 + 2, 1);

@@ -195,5 +195,6 @@ EXPORT size_t cu_take_output(const char** text) {
   size_t n = output_bytes;
   *text = output;
   output_bytes = 0;
+  output_cut = false;
   return n;
 }
