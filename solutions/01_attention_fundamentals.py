@@ -96,10 +96,10 @@ history = [
     (2020, "linear attention", "no softmax, a state of fixed size"),   # Katharopoulos et al., 2006.16236
     (2021, "RoPE", "positions as rotations"),   # Su et al., 2104.09864
     (2022, "FlashAttention", "exact attention, tile by tile"),   # Dao et al., 2205.14135
-    (2022, "mixture of heads", "each token is routed to a few heads"),                         # Zhang et al., 2210.05144
+    (2022, "mixture of heads", "each token is routed to a few heads"),   # Zhang et al., 2210.05144
     (2023, "grouped-query", "groups of heads share keys and values"),   # Ainslie et al., 2305.13245
     (2024, "latent attention", "a compressed cache of keys and values"),   # DeepSeek-V2, 2405.04434
-    (2024, "differential attention", "the difference of two softmax maps"),                    # Ye et al., 2410.05258
+    (2024, "differential attention", "the difference of two softmax maps"),   # Ye et al., 2410.05258
     (2025, "native sparse attention", "sparsity that is trained, not cut in later"),   # 2502.11089
 ]
 plotting.timeline(history, title="From a state that remembers to a memory that is searched")
@@ -1588,8 +1588,8 @@ for name, report in (("one thread a row:", strided), ("one warp a row:", rows)):
 #
 # ### Attention in three kernels
 #
-# The formula of 1.5, one kernel for each line: scores, softmax, blend. Before running, do the arithmetic. With $n$
-# queries, $m$ keys and $d$ entries, at four bytes a float:
+# The formula of section 1.5, one kernel for each line: scores, softmax, blend. Before running, do the arithmetic. With
+# $n$ queries, $m$ keys and $d$ entries, at four bytes a float:
 #
 # | kernel | reads | writes |
 # |---|---|---|
@@ -1648,8 +1648,9 @@ print(f"written {written:9,} bytes, formula {4 * (2 * n * m + n * d):9,}")
 # %% [markdown]
 # #### Exercise 1.8: load a tile  (difficulty 3 of 5, 15 minutes)
 #
-# All 256 threads of a block copy `TILE` = 16 rows of a matrix into shared memory. Each thread has a number, `thread` =
-# 0 … 255.
+# All 256 threads of a block copy `TILE` = 16 rows of a matrix into shared memory. Each thread has a number, `thread`,
+# from
+# 0 to 255.
 #
 # | argument | meaning |
 # |---|---|
@@ -1732,7 +1733,8 @@ def barrier_places():
 barrier_places = check("1.9", barrier_places)
 
 # %% [markdown]
-# What the report says with no barrier at all:
+# What the report says with no barrier at all (the third number in the square brackets is the size of the shared memory
+# in bytes; `extern __shared__` is where the kernel finds it):
 
 # %%
 def scores_tiled(places):
