@@ -5,7 +5,7 @@
     kernel = cuda.compile(source)                  # CUDA C++ in a string
     kernel[grid, block](x, y, n)                   # runs it; raises cuda.KernelError if it does something wrong
     report = kernel.check[grid, block](x, y, n)    # runs it on the CPU and tells what it did, right or wrong
-    kernel.fast[grid, block](x, y, n)              # runs it on the CPU without checks
+    kernel.fast[grid, block](x, y, n)              # runs it without checks: on the CPU, CUDA tensors on the GPU
 
 How it works is told in utils/cuda/README.md.
 """
