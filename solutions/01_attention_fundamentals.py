@@ -44,7 +44,7 @@
 #   three kernels, banks, bytes of the tiled one (10) · traps: `is_causal`, mask polarity, permutation (8).
 # - *At home.* 1.1 and 1.3 to 1.5 after hour 1, 1.2 and 1.7 after hour 2; 1.6, 1.8 and 1.9 for volunteers.
 # - *Ask before scrolling.* The outputs stand below the questions. To clear them: Edit, Clear Outputs of All Cells.
-# - *Questions that come.* Is the fixed vector only under-trained? Partly: see the first exercise left at the end. Does the
+# - *Questions that come.* Is the fixed vector only under-trained? Try the first exercise left at the end. Does the
 #   tiled kernel win because of the matrix? For two reasons, see the traffic table.
 
 # %%
@@ -221,10 +221,9 @@ print("fixed vector after the same 150 steps: under 60 %:  ", max(right.mean() f
 # %% [markdown]
 # The paper's figure 2 shows the same effect in BLEU, a score of translations: its fixed-vector models (RNNenc) drop;
 # the attention model trained on up to 50 words (RNNsearch-50) shows "no performance deterioration even with sentences
-# of length 50 or more" (section 5.1). Two cautions about ours. It is a snapshot after 150 steps; trained longer, the
-# fixed vector catches up on short numbers first (an exercise left at the end). And Sutskever's sentence is true of
-# *his* network, four LSTM layers of 1,000 cells. Whether a vector is a bottleneck depends on how much has to pass
-# through it.
+# of length 50 or more" (section 5.1). Two cautions about ours. It is a snapshot after 150 steps; what more steps change
+# is an exercise left at the end. And Sutskever's sentence is true of *his* network, four LSTM layers of 1,000 cells.
+# Whether a vector is a bottleneck depends on how much has to pass through it.
 
 # %% [markdown]
 # ### 1.2 From windows to attention: four ways to remember
@@ -339,8 +338,9 @@ print("LSTM: at k = 2 and 3 worse than the RNN by 0.1:    ",
 # to learn how to use them.
 #
 # (A convolution is a window that slides: its reach grows with its depth. GANs are a way of training, not of
-# remembering. A Transformer is attention in layers, lecture 02.) Attention hands over nothing in advance. It goes to
-# the place when the question is known:
+# remembering. A Transformer is attention in layers, lecture 02.)
+#
+# Attention hands over nothing in advance. It goes to the place when the question is known:
 
 # %%
 with torch.no_grad():

@@ -209,7 +209,7 @@ def weights_in_torch(q, k, mask=None, causal=False, scale=None):
 
     q, k = torch.from_numpy(q), torch.from_numpy(k)
     n_queries, n_keys = q.shape[-2], k.shape[-2]
-    scores = torch.einsum("...id,...jd->...ij", q, k) * (scale or q.shape[-1] ** -0.5)
+    scores = torch.einsum("...id,...jd->...ij", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
     allowed = torch.ones(n_queries, n_keys, dtype=torch.bool)
     if causal:
         allowed = allowed.tril(n_keys - n_queries)
@@ -256,6 +256,15 @@ def weights_minus_1e9(q, k, mask=None, causal=False, scale=None):
     return plain_softmax(scores if mask is None else np.where(mask, scores, -1e9))
 
 
+@wrong("1.5", "A scale of 0 is a scale too")
+def weights_scale_zero_is_none(q, k, mask=None, causal=False, scale=None):
+    n_queries, n_keys = q.shape[-2], k.shape[-2]
+    scores = q @ np.swapaxes(k, -1, -2) * (scale or 1 / math.sqrt(q.shape[-1]))
+    if causal:
+        scores = np.where(np.tri(n_queries, n_keys, n_keys - n_queries, dtype=bool), scores, -np.inf)
+    return plain_softmax(scores if mask is None else np.where(mask, scores, -np.inf))
+
+
 @wrong("1.5", "`mask` in place")
 def weights_mask_reused(q, k, mask=None, causal=False, scale=None):
     n_queries, n_keys = q.shape[-2], k.shape[-2]
@@ -300,7 +309,8 @@ def backward_by_autograd(q, k, v, d_out, mask=None, causal=False, scale=None):
     allowed = torch.ones(n_queries, n_keys, dtype=torch.bool)
     allowed = allowed.tril(n_keys - n_queries) if causal else allowed
     allowed = allowed if mask is None else allowed & torch.from_numpy(mask)
-    scores = (q @ k.transpose(-1, -2) * (scale or q.shape[-1] ** -0.5)).masked_fill(~allowed, -1e30)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~allowed, -1e30)
     weights = scores.softmax(-1).masked_fill(~allowed, 0.0)
     (weights @ v * torch.from_numpy(d_out)).sum().backward()
     return tuple(a.grad.numpy() for a in (q, k, v))
@@ -327,6 +337,12 @@ def backward_parts(q, k, v, d_out, mask, causal, scale):
 def backward_without_jacobian(q, k, v, d_out, mask=None, causal=False, scale=None):
     scale, p, d_p, _ = backward_parts(q, k, v, d_out, mask, causal, scale)
     return scale * (p * d_p) @ k, scale * np.swapaxes(p * d_p, -1, -2) @ q, np.swapaxes(p, -1, -2) @ d_out
+
+
+@wrong("1.6", "A scale of 0 is a scale too")
+def backward_scale_zero_is_none(q, k, v, d_out, mask=None, causal=False, scale=None):
+    scale, p, _, d_s = backward_parts(q, k, v, d_out, mask, causal, scale or None)
+    return scale * d_s @ k, scale * np.swapaxes(d_s, -1, -2) @ q, np.swapaxes(p, -1, -2) @ d_out
 
 
 @wrong("1.6", "The scale is missing")

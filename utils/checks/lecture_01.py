@@ -410,9 +410,12 @@ def _(ask, rng):
     ask(draw(rng, 2, 3), draw(rng, 5, 3))
 
 
-@attention_weights.property("a given scale replaces 1/sqrt(d_head)")
+@attention_weights.property(
+    "a given scale replaces 1/sqrt(d_head)", hint="A scale of 0 is a scale too: ask whether it is None."
+)
 def _(ask, rng):
     ask(draw(rng, 2, 3), draw(rng, 3, 3), scale=2.0)
+    ask(draw(rng, 2, 3), draw(rng, 3, 3), scale=0.0)
 
 
 @attention_weights.property("a key that the mask forbids gets the weight 0")
@@ -500,6 +503,7 @@ for message, change in {
     "The scores are not scaled: divide them by sqrt(d_head).": {"default": lambda d_head: 1.0},
     "The scores are multiplied by sqrt(d_head): divide instead.": {"default": np.sqrt},
     "The scale that was given is ignored.": {"given": lambda scale: None},
+    "A scale of 0 is a scale too: ask whether it is None.": {"given": lambda scale: scale or None},
     "The softmax runs over the queries: the row of one query has to sum to 1, over the keys.": {"axis": -2},
     "The mask is applied after the softmax: what is left no longer sums to 1. Mask the scores.": {"late": True},
     "The forbidden score still decided the maximum that was subtracted: mask before the softmax.": {
@@ -579,9 +583,12 @@ def _(ask, rng):
     ask(*backward_input(rng, 3, 4, 2, 5))
 
 
-@attention_backward.property("a given scale replaces 1/sqrt(d_head)")
+@attention_backward.property(
+    "a given scale replaces 1/sqrt(d_head)", hint="A scale of 0 is a scale too: ask whether it is None."
+)
 def _(ask, rng):
     ask(*backward_input(rng, 2, 3, 2, 2), scale=1.5)
+    ask(*backward_input(rng, 2, 3, 2, 2), scale=0.0)
 
 
 @attention_backward.property("nothing flows through what mask or causal forbids")
