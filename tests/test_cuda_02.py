@@ -207,6 +207,18 @@ def test_attention_reads_and_writes_the_formulas_bytes(seed, causal):
     assert report.global_stored == 4 * 2 * heads * n * d_v
 
 
+@pytest.mark.parametrize("kept", [0, 16, 48])
+def test_a_mask_is_read_once_where_scores_are_kept_and_twice_where_not(kept):
+    n, n_keys, heads = 20, 35, 3
+    rng = np.random.default_rng(15)
+    q, k, v = tensors(rng, (1, n, heads * 4), (1, n_keys, heads * 4), (1, n_keys, heads * 4))
+    mask = torch.from_numpy(rng.integers(0, 2, (1, heads, n, n_keys)).astype(np.uint8))
+    grid, block, shared, arguments, _ = m.attend_launch(q, k, v, heads, mask, False, kept)
+    report = m.attend_kernel().check[grid, block, shared](*arguments)
+    read = sum(row.bytes for row in report.rows if row.array == "mask" and row.kind == "load")
+    assert report.ok and read == heads * n * (n_keys + max(0, n_keys - kept))
+
+
 def test_how_many_scores_are_kept_does_not_change_the_answer():
     outs = [attend(20, 70, 2, 5, 3, causal, kept)[1] for causal in (False, True) for kept in (None, 0, 16, 48, 80)]
     assert all(torch.equal(out, outs[0]) for out in outs[:5]) and all(torch.equal(out, outs[5]) for out in outs[5:])
