@@ -1,0 +1,1993 @@
+# ---
+# jupyter:
+#   course:
+#     module: flash
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Lecture 06 · Flash attention
+#
+# **Where we are.** Attention is $\text{softmax}(QK^\top / \sqrt d)\,V$ (lecture 01), in many heads (02). Its matrix of
+# weights has $n \times n$ entries, and lecture 04 showed what that square costs. **The question:** the matrix is needed
+# for a moment only. Must it ever exist? **What you build:** attention that works through the matrix tile by tile, keeps
+# two numbers for each row, and gives the same result to the last digits: forward, backward, on one processor and on a
+# ring of four.
+#
+# | part | sections | minutes |
+# |---|---|---|
+# | 1 · The problem: where the bytes go | 6.1 | 25 |
+# | 2 · The mechanism, in NumPy | 6.2 and 6.3, exercises 6.1 to 6.3 | 100 |
+# | 3 · What an implementation needs | 6.4 to 6.6, exercises 6.4 to 6.6 | 110 |
+# | 4 · A ring of processes | exercise 6.7 | 50 |
+# | 5 · CUDA: the ladder | exercises 6.8 and 6.9 | 110 |
+# | Traps | questions and answers | 30 |
+# | Going further | short sections, in any order | as you like |
+#
+# It needs lecture 01, and from lecture 04 the idea that a kernel is limited either by its arithmetic or by its bytes.
+
+# %% [markdown] tags=["teacher"]
+# **For the teacher: two hours of 50 minutes.** Run everything before class.
+#
+# - *Hour 1.* The hierarchy and the bytes of the naive kernels (12) · online softmax on five numbers, on the board, then
+#   the cell (12) · the trap of the start at $10^{-30}$ (4) · merging (6) · the picture of the tiles, exercise 6.3 read
+#   together (10) · Algorithm 1 with its invariants (6).
+# - *Hour 2.* Traffic against capacity (8) · the log-sum-exp and the backward pass (15) · which tiles a causal mask skips
+#   (5) · Algorithm 1 against FlashAttention-2: who moves fewer bytes? (10) · the ring, contiguous and striped (12).
+# - *At home.* 6.1, 6.2 and 6.4 after hour 1; 6.3, 6.5 and 6.6 after hour 2; 6.7 to 6.9 for volunteers.
+# - *Questions that come.* Is it an approximation? No: it adds the same numbers in another order. Why does more
+#   arithmetic take less time? Because the arithmetic units were waiting. Why does FlashAttention-2 read more than
+#   Algorithm 1? Section 6.5.
+
+# %%
+import sys; sys.path.insert(0, "..")              # the course's own modules live one folder up
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from utils import data, plotting, training
+from utils.check import check
+
+torch.set_num_threads(1)                          # tiny models: one thread is fastest, and the same everywhere
+rng = np.random.default_rng(0)
+
+# %% tags=["export"]
+import datetime
+import math
+import tempfile
+import time
+from multiprocessing import connection
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import distributed, multiprocessing
+
+from attention.fundamentals import check_arguments
+
+# %% [markdown]
+# ## Part 1 · The problem: where the bytes go
+
+# %% [markdown]
+# ### 6.1 IO-aware computation
+#
+# **Which part of attention takes the time?** Not the arithmetic. A GPU has several memories, and they differ more in
+# speed than they differ in size on a drawing.
+#
+# | | size on an A100 | on an H100 | who sees it |
+# |---|---|---|---|
+# | registers | 256 KB for each multiprocessor | 256 KB | one thread |
+# | shared memory | up to 164 KB for each multiprocessor | up to 228 KB | one block of threads |
+# | L2 cache | 40 MB | 50 MB | the whole GPU |
+# | HBM, the global memory | 40 or 80 GB | 80 GB | the whole GPU |
+#
+# An A100 has 108 multiprocessors and reads 1.5 to 2.0 TB a second from HBM; an H100 has 132 and reads 3.35. From their
+# shared memories all multiprocessors of an A100 together read about 19 TB a second (estimate of Dao et al. 2022, arXiv
+# 2205.14135, figure 1). So what is fetched from HBM should be used often before it is dropped.
+#
+# What do the three kernels of lecture 01 do? We count, on the kernels themselves. *Predict.* The sequence becomes twice
+# as long. By which factor do the bytes grow?
+
+# %%
+from attention.fundamentals import BLEND, SCORES, SOFTMAX_ROWS, attention_numpy
+from utils import cuda
+
+def naive_reports(n, d=32):
+    """Reports of the three kernels of lecture 01 for n queries and n keys."""
+    q, k, v = (rng.standard_normal((n, d)).astype(np.float32) for _ in range(3))
+    s, p, out = np.zeros((n, n), np.float32), np.zeros((n, n), np.float32), np.zeros((n, d), np.float32)
+    tiles = -(-n // 16)
+    return [cuda.compile(SCORES).check[(tiles, tiles), (16, 16)](q, k, s, n, n, d, 1 / np.sqrt(d)),
+            cuda.compile(SOFTMAX_ROWS).check[n, 32](s, p, n),
+            cuda.compile(BLEND).check[(-(-d // 16), tiles), (16, 16)](p, v, out, n, n, d)]
+
+lengths, d = [32, 64, 128], 32
+reports = {n: naive_reports(n) for n in lengths}
+for n in lengths:
+    distinct = sum(r.distinct_loaded + r.distinct_stored for r in reports[n])
+    print(f"n = {n:3d}: {distinct:8,} distinct bytes; 4 (4 n n + 4 n d) = {4 * (4 * n * n + 4 * n * d):8,}; "
+          f"of them the matrices {4 * 4 * n * n / distinct:4.0%}")
+
+# %% [markdown]
+# (*Distinct* counts each sector once for each kernel, the least that the three kernels can read and write.) The scores
+# are written, read, written as weights and read again: $4 n^2$ numbers, next to $4nd$ for Q, K, V and the output. The
+# part that grows is the part that nobody asked for.
+#
+# And the arithmetic? Each byte fetched has to pay for itself.
+
+# %%
+for n in (128, 1024, 8192):
+    flops, naive, least = 4 * n * n * 64, 4 * (4 * n * n + 4 * n * 64), 4 * (4 * n * 64)
+    print(f"n = {n:5,}, d = 64: {flops / naive:5.1f} FLOP for each byte with the matrix in memory, "
+          f"{flops / least:7,.0f} without")
+
+# %% [markdown]
+# An A100 does up to 312 TFLOP a second in half precision and reads about 1.5 TB: to be busy it needs 200 FLOP for each
+# byte. With the matrix in memory it gets 16 whatever the length (32 with two-byte numbers), and waits. Without the
+# matrix it would have work enough from a thousand tokens on. Hence the claim of the paper: **count the reads and writes
+# between the levels of memory, not the FLOPs.**
+#
+# Their own measurement, for GPT-2 medium on an A100, forward and backward: 40.3 GB moved in 41.7 ms by the standard
+# implementation, 4.4 GB in 7.3 ms by theirs, which does *more* arithmetic (2205.14135, figure 2).
+
+# %%
+print(f"bytes: {40.3 / 4.4:.1f} times fewer; time: {41.7 / 7.3:.1f} times less")
+for name, gigabytes, ms in (("standard", 40.3, 41.7), ("flash", 4.4, 7.3)):
+    print(f"{name:9s} moving its bytes at 1.5 TB/s takes {gigabytes / 1.5:4.1f} of its {ms} ms")
+
+# %% [markdown]
+# ## Part 2 · The mechanism, in NumPy
+
+# %% [markdown]
+# ### 6.2 Tiling strategies
+#
+# The two matrix products are easily cut into tiles. The softmax between them is not. It reads its row three times: for
+# the maximum, for the sum of exponentials, and to divide. A tile of keys passes through fast memory once and is gone.
+#
+# #### A softmax that never looks back
+#
+# **Can a row be finished in one pass, before we know the maximum of the scores that have not arrived?**
+#
+# *Predict.* Three scores have gone by; their maximum is 2 and their sum is $\ell = \sum_j e^{s_j - 2}$. Now a 5 arrives.
+# What has to happen to $\ell$?
+#
+# First the row in three passes, as in lecture 01. This is the number that everything below must reproduce.
+
+# %%
+scores = np.array([1.0, 2.0, 0.5, 5.0, 4.0])
+maximum = scores.max()                          # pass 1
+total = np.exp(scores - maximum).sum()          # pass 2
+weights = np.exp(scores - maximum) / total      # pass 3
+print(f"maximum {maximum:.1f}, sum {total:.4f}, weight of the 5: {weights[3]:.4f}")
+
+# %% [markdown]
+# Now one score at a time. What was summed so far was measured against the old maximum $m$. Against the new one it is
+# smaller by the factor $e^{m - m'}$. No score has to be read again.
+#
+# $$m' = \max(m, s_j) \qquad \ell' = \ell\, e^{m - m'} + e^{s_j - m'}$$
+
+# %%
+m, l = -np.inf, 0.0
+for s in scores:
+    m_new = max(m, s)
+    l = l * np.exp(m - m_new) + np.exp(s - m_new)
+    m = m_new
+    print(f"score {s:3.1f}: maximum {m:3.1f}, sum {l:.4f}")
+
+assert np.isclose(l, total)
+
+# %% [markdown]
+# The last line has the sum of the three-pass version. The fourth has the answer: the sum of three scores was multiplied
+# by $e^{2-5} \approx 0.05$ before the new term came in. This is the **online softmax** (Milakov and Gimelshein 2018,
+# arXiv 1805.02867).
+#
+# #### Why start at minus infinity?
+#
+# A public CUDA course starts its running maximum at $10^{-30}$, "a very small number". It is small, but it is not low.
+
+# %%
+def running_sum(scores, start):
+    m, l = start, 0.0
+    for s in scores:
+        m_new = max(m, s)
+        l = l * np.exp(m - m_new) + np.exp(s - m_new)
+        m = m_new
+    return l
+
+easy, hard = np.array([0.3, -1.2, 0.8]), np.array([-800.0, -801.0, -799.0])
+for name, row in (("easy", easy), ("hard", hard)):
+    print(f"{name}: from -inf {running_sum(row, -np.inf):.4f}, from 1e-30 {running_sum(row, 1e-30):.4f}")
+
+# %% [markdown]
+# On the easy row nobody would notice. On the hard row every term has underflowed, and the weights are 0/0. Random test
+# data is easy data. Each kernel of this lecture is tested on rows like the hard one.
+#
+# #### Exercise 6.1: a block of scores at a time  (difficulty 2 of 5, 10 minutes)
+#
+# Scores arrive in blocks, for many rows at once. Take the next block in.
+#
+# | argument | shape | meaning |
+# |---|---|---|
+# | `m` | `(...)` | the maximum of each row so far; `-inf` at the beginning |
+# | `l` | `(...)` | the sum of $e^{s - m}$ of each row so far; 0 at the beginning |
+# | `scores` | `(..., width)` | the next block; `-inf` is a score that may not be seen |
+#
+# Returns the new `m` and the new `l`, in the float type of `scores`. A row that has seen nothing but `-inf` keeps
+# `-inf` and 0, never nan.
+#
+# <details><summary>Hint</summary>
+#
+# -inf minus -inf is nan. Subtract a finite number instead: 0 where the new maximum is -inf. Then every exponential of
+# that row is $e^{-\infty} = 0$, as it should be.
+#
+# </details>
+
+# %% tags=["exercise", "export"]
+def online_softmax(m, l, scores):
+    """The softmax's running maximum m and sum l, after one more block of scores.
+
+    m, l (...): of what was read before, -inf and 0 at the beginning; scores (..., width), -inf where a score may not be
+    seen. Returns (m, l) of the same shapes in the float type of scores, with l the sum of exp(score - m) over all that
+    was read; a row of nothing but -inf keeps -inf and 0.
+    Source: Milakov and Gimelshein 2018 (arXiv 1805.02867), algorithm 3.
+    """
+    ### BEGIN SOLUTION
+    m_new = np.maximum(m, scores.max(axis=-1))
+    finite = np.where(np.isneginf(m_new), 0, m_new)
+    l_new = l * np.exp(m - finite) + np.exp(scores - finite[..., None]).sum(axis=-1)
+    return m_new.astype(scores.dtype), l_new.astype(scores.dtype)
+    ### END SOLUTION
+
+# %%
+online_softmax = check("6.1", online_softmax)
+
+# %%
+rows = rng.standard_normal((3, 10)) * 30
+m, l = np.full(3, -np.inf), np.zeros(3)
+for j in range(0, 10, 4):                                  # blocks of 4, 4 and 2
+    m, l = online_softmax(m, l, rows[:, j:j + 4])
+print("maximum and sum agree:", np.allclose(m, rows.max(-1)) and np.allclose(l, np.exp(rows - m[:, None]).sum(-1)))
+
+# %% [markdown]
+# #### Two halves of a row
+#
+# **And if two blocks of threads each finish one half of a row?** Each half has its output, divided by its own sum, and
+# one number more: the logarithm of its sum, the **log-sum-exp**
+#
+# $$L = \log \sum_j e^{s_j} = m + \log \ell .$$
+#
+# The weight of a half is its share of the whole sum, $e^{L_a} / (e^{L_a} + e^{L_b})$. The scores are not needed.
+
+# %%
+s, values = scores, np.array([10.0, 20.0, 30.0, 40.0, 50.0])
+def half(part):
+    p = np.exp(s[part])
+    return (p * values[part]).sum() / p.sum(), np.log(p.sum())
+
+(out_a, lse_a), (out_b, lse_b) = half(slice(0, 2)), half(slice(2, 5))
+share = 1 / (1 + np.exp(lse_b - lse_a))
+print(f"half a: {out_a:.3f}, half b: {out_b:.3f}, share of a {share:.4f}")
+print(f"merged: {share * out_a + (1 - share) * out_b:.4f}, whole row: {weights @ values:.4f}")
+
+# %% [markdown]
+# #### Exercise 6.2: merge by log-sum-exp  (difficulty 2 of 5, 15 minutes)
+#
+# Any number of parts, each over its own keys.
+#
+# | argument | shape | meaning |
+# |---|---|---|
+# | `outs` | `(n_parts, ..., n_queries, d_v)` | the output of each part; 0 where it had no key to attend |
+# | `lses` | `(n_parts, ..., n_queries)` | its log-sum-exp; `-inf` where it had no key to attend |
+#
+# Returns the output `(..., n_queries, d_v)` and the log-sum-exp `(..., n_queries)` of the whole. A row that had nothing
+# to attend to in any part is 0 and `-inf`.
+#
+# <details><summary>Hint</summary>
+#
+# The log-sum-exps are scores, one for each part, and the outputs are values: merging is a softmax over the parts. So
+# subtract the largest, and guard the row in which the largest is -inf.
+#
+# </details>
+
+# %% tags=["exercise", "export"]
+def merge_by_lse(outs, lses):
+    """Attention over all keys, from attentions over disjoint sets of keys and their log-sum-exps.
+
+    outs (n_parts, ..., n_queries, d_v), lses (n_parts, ..., n_queries): arrays or lists of arrays; -inf where a part
+    had nothing to attend to. Returns (out, lse) of shapes (..., n_queries, d_v) and (..., n_queries), in the types of
+    outs and lses; a query with nothing to attend to gets 0 and -inf.
+    """
+    ### BEGIN SOLUTION
+    outs, lses = np.asarray(outs), np.asarray(lses)
+    top = lses.max(axis=0)
+    finite = np.where(np.isneginf(top), 0, top)
+    shares = np.exp(lses - finite)
+    total = shares.sum(axis=0)
+    out = (shares[..., None] * outs).sum(axis=0) / np.where(total == 0, 1, total)[..., None]
+    with np.errstate(divide="ignore"):                     # the logarithm of an empty row is -inf, as it should be
+        return out.astype(outs.dtype), finite + np.log(total)
+    ### END SOLUTION
+
+# %%
+merge_by_lse = check("6.2", merge_by_lse)
+
+# %% [markdown]
+# Lecture 05 splits the keys of one query over many blocks of threads and merges in this way. Part 4 of this lecture
+# splits them over processes.
+#
+# #### Tiles of queries, tiles of keys
+#
+# **Now the whole of attention, with a tile of scores as the only piece of the matrix that exists.** A tile of queries
+# stays. Tiles of keys and values come by, one after another. For each row of the tile of queries three things are kept:
+# the maximum $m$, the sum $\ell$, and the output so far, undivided. When the maximum rises, sum *and* output are
+# rescaled.
+#
+# $$\begin{aligned}
+# S &= Q_i K_j^\top / \sqrt d & m' &= \max(m, \text{rowmax}(S)) & P &= e^{S - m'} \\
+# \ell' &= e^{m - m'} \ell + \text{rowsum}(P) & O' &= e^{m - m'} O + P V_j & &
+# \end{aligned}$$
+#
+# At the end $O / \ell$ is the output and $m + \log \ell$ the log-sum-exp.
+
+# %%
+plotting.tiles(n_queries=12, n_keys=16, d_head=4, block_q=4, block_k=4, steps=[(0, 0), (0, 3), (1, 1)],
+               title="A tile of scores is all that exists of the matrix")
+plotting.show("Three steps of tiled attention: one tile of queries, one of keys and values, and one of scores are on chip; "
+              "scores of finished tiles are not kept.")
+
+# %% [markdown]
+# By hand, with one query and two tiles of two keys. The scores are 1, 2 | 0.5, 5, the values 10, 20 | 30, 40.
+
+# %%
+m, l, o = 2.0, np.exp(-1) + 1, np.exp(-1) * 10 + 1 * 20                 # after the first tile
+print(f"first tile:  m {m}, l {l:.4f}, o {o:.4f}, so far {o / l:.4f}")
+factor = np.exp(2.0 - 5.0)                                              # the maximum rises from 2 to 5
+m, l, o = 5.0, l * factor + np.exp(-4.5) + 1, o * factor + np.exp(-4.5) * 30 + 1 * 40
+print(f"second tile: m {m}, l {l:.4f}, o {o:.4f}, output   {o / l:.4f}")
+assert np.isclose(o / l, (np.exp(scores[:4]) / np.exp(scores[:4]).sum()) @ values[:4])
+
+# %% [markdown]
+# #### Exercise 6.3: attention without the matrix  (difficulty 4 of 5, 40 minutes)
+#
+# The loop over tiles of queries and everything around it stands; write what happens to one tile of queries.
+#
+# | argument | shape | meaning |
+# |---|---|---|
+# | `q` | `(..., n_queries, d_head)` | queries |
+# | `k` | `(..., n_keys, d_head)` | keys |
+# | `v` | `(..., n_keys, d_v)` | values |
+# | `causal` | bool | forbid the future; the last query sees every key |
+# | `scale` | float | factor on $q \cdot k$; `None` means $1/\sqrt{d_\text{head}}$ |
+# | `block_q`, `block_k` | int | rows of a tile of queries and of a tile of keys; the last ones may be smaller |
+#
+# Returns the output `(..., n_queries, d_v)` and the log-sum-exp `(..., n_queries)`; 0 and `-inf` for a query that may
+# look nowhere. No array may have more than `block_q` × `block_k` scores (for each of the leading axes).
+#
+# <details><summary>Hint</summary>
+#
+# Query number i may see the keys up to i + shift. `s[..., forbidden] = -np.inf` with a boolean `(rows, columns)` masks
+# a tile. With `keepdims=True` the maximum has the shape `(..., rows, 1)`, and broadcasting does the rest. As in exercise
+# 6.1, subtract a finite number. A tile of keys in the future of the whole tile of queries need not be visited.
+#
+# </details>
+
+# %% tags=["export"]
+def check_blocks(block_q, block_k):
+    """Raise ValueError, in one sentence, unless both sizes of a tile are positive whole numbers."""
+    for name, size in (("block_q", block_q), ("block_k", block_k)):
+        if int(size) != size or size < 1:
+            raise ValueError(f"{name} must be a positive whole number, got {size!r}")
+
+# %% tags=["exercise", "export"]
+def flash_attention_numpy(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
+    """Attention tile by tile: the output and the log-sum-exp of each row, without the matrix of scores, in NumPy.
+
+    The oracle of flash_attention_torch and flash_attention_cuda.
+    q (..., n_queries, d_head), k (..., n_keys, d_head), v (..., n_keys, d_v); causal is aligned at the bottom right;
+    scale defaults to 1/sqrt(d_head). Returns out (..., n_queries, d_v) in the float type of q and lse (..., n_queries),
+    at least in single precision; 0 and -inf for a query with nothing to attend to. The block sizes do not change the
+    result beyond rounding. Raises ValueError when shapes do not fit or a block size is no positive whole number.
+    Source: Dao 2023 (arXiv 2307.08691), algorithm 1.
+    """
+    check_arguments(q, k, v)
+    check_blocks(block_q, block_k)
+    work = np.result_type(q, np.float32)                   # half precision is computed in single
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    n_queries, n_keys = q.shape[-2], k.shape[-2]
+    shift = n_keys - n_queries                             # query i may see the keys up to i + shift
+    out = np.zeros((*lead, n_queries, v.shape[-1]), np.result_type(q, np.float16))
+    lse = np.full((*lead, n_queries), -np.inf, work)
+    for i in range(0, n_queries, block_q):
+        ### BEGIN SOLUTION
+        rows = np.arange(i, min(i + block_q, n_queries))
+        end = min(n_keys, rows[-1] + shift + 1) if causal else n_keys          # later keys are seen by none of the rows
+        q_i = q[..., rows[0]:rows[-1] + 1, :].astype(work) * scale
+        m = np.full((*lead, len(rows), 1), -np.inf, work)
+        l, o = np.zeros_like(m), np.zeros((*lead, len(rows), v.shape[-1]), work)
+        for j in range(0, end, block_k):
+            k_j, v_j = (a[..., j:min(j + block_k, end), :].astype(work, copy=False) for a in (k, v))
+            s = q_i @ np.swapaxes(k_j, -1, -2)
+            columns = np.arange(j, j + s.shape[-1])
+            if causal and columns[-1] > i + shift:                             # the diagonal crosses this tile
+                s[..., columns > rows[:, None] + shift] = -np.inf
+            m_new = np.maximum(m, s.max(axis=-1, keepdims=True))
+            finite = np.where(np.isneginf(m_new), 0, m_new)
+            p = np.exp(np.subtract(s, finite, out=s), out=s)                   # in the place of the scores
+            factor = np.exp(m - finite)
+            l = l * factor + p.sum(axis=-1, keepdims=True)
+            o = o * factor + p @ v_j
+            m = m_new
+        out[..., rows, :] = o / np.where(l == 0, 1, l)
+        with np.errstate(divide="ignore"):
+            lse[..., rows] = (m + np.log(l))[..., 0]
+        ### END SOLUTION
+    return out, lse
+
+# %%
+flash_attention_numpy = check("6.3", flash_attention_numpy)
+
+# %% [markdown]
+# **Does the size of a tile change the answer?** It changes the order of the additions and nothing else.
+
+# %%
+q, k, v = (rng.standard_normal((2, n, 16)) for n in (37, 53, 53))
+for causal in (False, True):
+    expected = attention_numpy(q, k, v, causal=causal)
+    worst = max(np.abs(flash_attention_numpy(q, k, v, causal, None, block_q, block_k)[0] - expected).max()
+                for block_q in (1, 5, 16, 37, 64) for block_k in (1, 7, 32, 53, 64))
+    print(f"causal {causal!s:5s}: 25 pairs of block sizes agree with lecture 01 to 1e-12:", worst < 1e-12)
+
+# %% [markdown]
+# #### Rows that are hard
+#
+# Three kinds of rows break kernels that pass on random data: all scores very low, all scores very high, and a first tile
+# in which nothing may be seen. The last one needs more queries than keys and a causal mask.
+
+# %%
+ones = np.ones((6, 4))
+for size in (-200.0, 1e4, -1e4):
+    out, lse = flash_attention_numpy(ones * size / 4, ones, v[0, :6, :4], scale=1.0, block_k=2)
+    print(f"all scores {size:8.0f}: the mean of the values: {np.allclose(out, v[0, :6, :4].mean(0))}, "
+          f"lse - score = log 6: {np.allclose(lse - size, np.log(6))}")
+
+out, lse = flash_attention_numpy(q[0, :5], k[0, :3], v[0, :3], causal=True, block_q=2, block_k=2)
+print("five queries, three keys, causal: lse =", np.round(lse, 2), " rows 0 and 1 are zero:", (out[:2] == 0).all())
+
+# %% [markdown]
+# **And the memory?** Peak bytes that NumPy had allocated, beyond the inputs.
+
+# %%
+import tracemalloc
+
+def peak_bytes(function, *arguments):
+    """The most memory that NumPy held at any moment of the call, in bytes, without what was there before."""
+    tracemalloc.start()
+    function(*arguments)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+lengths, peaks = [256, 512, 1024, 2048], {"attention": [], "flash attention": []}
+for n in lengths:
+    arrays = rng.standard_normal((3, n, 64)).astype(np.float32)
+    peaks["attention"].append(peak_bytes(attention_numpy, *arrays))
+    peaks["flash attention"].append(peak_bytes(flash_attention_numpy, *arrays))
+slopes = plotting.scaling({name: (lengths, np.round(peak, -4)) for name, peak in peaks.items()}, xlabel="length n",
+                          ylabel="peak bytes of one head", title="The matrix costs the square, tiles cost the length")
+plotting.show("Peak memory against sequence length on double logarithmic axes: a line of slope about two for attention, "
+              "a much lower one of slope below one for flash attention.")
+print("slope of attention above 1.8:", slopes["attention"] > 1.8, "  of flash attention below 1.1:",
+      slopes["flash attention"] < 1.1)
+
+# %% [markdown]
+# What flash attention holds is the output, the log-sum-exp, and some tiles; the tiles do not grow, so its slope is even
+# below 1.
+
+# %% [markdown]
+# ### 6.3 Memory hierarchy optimisation: how large may a tile be?
+#
+# **The paper's own algorithm looks different from yours.** It begins with the capacity $M$ of the fast memory, counted in
+# *numbers* that fit, not bytes, and cuts the matrices so that a tile each of Q, K, V and O fits. And its outer loop runs
+# over the **keys**. We transcribe it line by line. First a slow memory that counts.
+
+# %%
+from collections import Counter
+
+class SlowMemory:
+    """Named arrays (n, ...) of which rows are loaded and stored; counts the elements that move."""
+
+    def __init__(self, **arrays):
+        self.arrays, self.loaded, self.stored = arrays, Counter(), Counter()
+
+    def load(self, name, rows):
+        self.loaded[name] += self.arrays[name][rows].size
+        return self.arrays[name][rows].copy()
+
+    def store(self, name, rows, block):
+        self.stored[name] += block.size
+        self.arrays[name][rows] = block
+
+    @property
+    def traffic(self):
+        return self.loaded.total() + self.stored.total()
+
+# %% [markdown]
+# Then algorithm 0, the standard way, so that there is something to compare with. It may use the fast memory as it likes;
+# the matrices have to go to slow memory and back.
+
+# %%
+def algorithm_0(q, k, v):
+    """Standard attention as in the paper, without scale. Returns the output and the memory it used."""
+    n, every = len(q), slice(None)
+    memory = SlowMemory(Q=q, K=k, V=v, S=np.empty((n, len(k))), P=np.empty((n, len(k))), O=np.empty((n, v.shape[1])))
+    memory.store("S", every, memory.load("Q", every) @ memory.load("K", every).T)
+    s = memory.load("S", every)
+    p = np.exp(s - s.max(1, keepdims=True))
+    memory.store("P", every, p / p.sum(1, keepdims=True))
+    memory.store("O", every, memory.load("P", every) @ memory.load("V", every))
+    return memory.arrays["O"], memory
+
+n, d = 96, 8
+q, k, v = rng.standard_normal((3, n, d))
+out_0, memory_0 = algorithm_0(q, k, v)
+print(f"algorithm 0: {memory_0.traffic:,} elements moved; 4 n n + 4 n d = {4 * n * n + 4 * n * d:,}")
+
+# %% [markdown]
+# Algorithm 1 of Dao et al. 2022. The numbers are its line numbers, the letters its own: $\tilde m$, $\tilde\ell$ belong
+# to the tile alone. After each step we assert what the paper's proof says: after $j$ tiles of keys, $m$, $\ell$ and $O$
+# are the maximum, the sum and the **finished** attention over the keys seen so far.
+
+# %%
+def algorithm_1(q, k, v, capacity, check_invariant=False):
+    """FlashAttention as published (2205.14135, algorithm 1). Returns the output, the memory, and counts of rescalings."""
+    n, d = q.shape
+    B_c, B_r = -(-capacity // (4 * d)), min(-(-capacity // (4 * d)), d)                          # 1
+    memory = SlowMemory(Q=q, K=k, V=v, O=np.zeros((n, d)), l=np.zeros((n, 1)), m=np.full((n, 1), -np.inf))  # 2
+    tiles_q = [slice(i, i + B_r) for i in range(0, n, B_r)]                                      # 3, 4
+    tiles_k = [slice(j, j + B_c) for j in range(0, n, B_c)]
+    count = Counter(tiles_q=len(tiles_q), tiles_k=len(tiles_k))
+    for k_rows in tiles_k:                                                                       # 5
+        K_j, V_j = memory.load("K", k_rows), memory.load("V", k_rows)                            # 6
+        for rows in tiles_q:                                                                     # 7
+            Q_i, O_i, l_i, m_i = (memory.load(name, rows) for name in "QOlm")                    # 8
+            S_ij = Q_i @ K_j.T                                                                   # 9
+            m_t = S_ij.max(1, keepdims=True)                                                     # 10
+            P_ij = np.exp(S_ij - m_t)
+            l_t = P_ij.sum(1, keepdims=True)
+            m_new = np.maximum(m_i, m_t)                                                         # 11
+            l_new = np.exp(m_i - m_new) * l_i + np.exp(m_t - m_new) * l_t
+            O_i = (l_i * np.exp(m_i - m_new) * O_i + np.exp(m_t - m_new) * (P_ij @ V_j)) / l_new         # 12
+            count["multiplied"] += 2 * O_i.size
+            count["divided"] += O_i.size
+            for name, block in (("O", O_i), ("l", l_new), ("m", m_new)):                         # 12, 13
+                memory.store(name, rows, block)
+        if check_invariant:
+            seen = q @ k[:k_rows.stop].T
+            assert np.allclose(memory.arrays["m"], seen.max(1, keepdims=True))
+            assert np.allclose(memory.arrays["l"], np.exp(seen - memory.arrays["m"]).sum(1, keepdims=True))
+            assert np.allclose(memory.arrays["O"], attention_numpy(q, k[:k_rows.stop], v[:k_rows.stop], scale=1.0))
+    return memory.arrays["O"], memory, count                                                     # 16
+
+# %%
+out_1, memory_1, count_1 = algorithm_1(q, k, v, capacity=4 * d * 20, check_invariant=True)
+print("invariant held after each of", count_1["tiles_k"], "tiles of keys")
+print("agrees with algorithm 0 to 1e-12:", np.allclose(out_1, out_0, atol=1e-12))
+
+# %% [markdown]
+# Two things to note. The output in slow memory is divided by $\ell$ after *every* tile, and multiplied by $\ell$ again
+# at the next. And Q, O, $\ell$ and $m$ pass through slow memory once for each tile of keys.
+#
+# **What does the capacity buy?** With $T_c$ tiles of keys, the loads and stores are $2nd + T_c (3nd + 4n)$; and $T_c =
+# 4nd/M$, which makes $\Theta(n^2 d^2 / M)$ (their theorem 2). *Predict.* Twice the fast memory: how much less traffic?
+
+# %%
+n, d = 512, 16
+q, k, v = rng.standard_normal((3, n, d))
+capacities, moved = [512, 1024, 2048, 4096, 8192], []
+for capacity in capacities:
+    _, memory, count = algorithm_1(q, k, v, capacity)
+    T_c = count["tiles_k"]
+    assert memory.traffic == 2 * n * d + T_c * (3 * n * d + 4 * n)
+    moved.append(memory.traffic)
+    print(f"M = {capacity:5,}: {T_c:2d} tiles of keys, {memory.traffic:9,} elements moved")
+standard = 4 * n * n + 4 * n * d
+slopes = plotting.scaling({"algorithm 1": (capacities, moved), "algorithm 0": (capacities, [standard] * 5)},
+                          xlabel="capacity M of the fast memory (elements)", ylabel="elements moved",
+                          title="Twice the fast memory, half the traffic")
+plotting.show("Elements moved against capacity on double logarithmic axes: algorithm 1 falls with a slope near minus one "
+              "and crosses the flat line of algorithm 0.")
+
+# %% [markdown]
+# Half, nearly: slope $-1$, and the formula holds to the element. The crossing is worth a look. With too little fast
+# memory the tiled algorithm moves *more* than the standard one, because everything passes by once for each tile. The
+# theorem asks for $M$ between $d$ and $nd$, and says that the winner is decided by $d^2$ against $M$:
+
+# %%
+for name, M, d in (("A100, 2-byte numbers", 192 * 1024 // 2, 64), ("the same, d = 128", 192 * 1024 // 2, 128)):
+    B_c = -(-M // (4 * d))
+    ratio = 4 / (3 * d / B_c)
+    print(f"{name:21s}: M = {M:,} numbers, B_c = {B_c}, B_r = {min(B_c, d)}; long sequences: {ratio:.0f} times less traffic")
+
+# %% [markdown]
+# That is the arithmetic of the paper's line 1. Real kernels choose smaller tiles, such as 64 × 64 or 128 × 128: a block
+# of threads gets 164 KB at most, several blocks should share a multiprocessor, and the scores, which line 1 does not
+# count, need room in registers.
+
+# %% [markdown]
+# ## Part 3 · What an implementation needs
+
+# %% [markdown]
+# ### 6.4 Implementation details
+#
+# **What else must a real implementation do?** Skip what the mask forbids, give gradients without the matrix that the
+# gradient needs, drop weights at random and know later which ones, and take sequences of different lengths in one batch.
+#
+# #### Causal block skipping
+#
+# Half of a causal matrix is forbidden. A tile has three fates: every pair in it is allowed (**full**), some are
+# (**partial**, the diagonal crosses it), or none is, and the tile is **skipped** and its keys are not loaded. Only
+# partial tiles need the mask.
+#
+# #### Exercise 6.4: count the tiles  (difficulty 2 of 5, 15 minutes)
+#
+# | argument | meaning |
+# |---|---|
+# | `n_queries`, `n_keys` | sizes of the matrix; causal, the last query sees every key |
+# | `block_q`, `block_k` | sizes of a tile; the last tiles of a row or column may be smaller |
+#
+# Returns three whole numbers: how many tiles are full, partial, skipped.
+#
+# <details><summary>Hint</summary>
+#
+# In a tile the first query sees least and the last query most. The tile is full when its first query sees its last key,
+# and skipped when its last query does not see its first key.
+#
+# </details>
+
+# %% tags=["exercise", "export"]
+def causal_tiles(n_queries, n_keys, block_q, block_k):
+    """Count the tiles of a causal matrix, aligned at the bottom right: (full, partial, skipped), three whole numbers.
+
+    Full: every query of the tile may see every key of it; skipped: none may see any. Ragged last tiles count as one.
+    Raises ValueError when a block size is no positive whole number.
+    """
+    check_blocks(block_q, block_k)
+    ### BEGIN SOLUTION
+    full = partial = skipped = 0
+    for i in range(0, n_queries, block_q):
+        last_i, shift = min(i + block_q, n_queries) - 1, n_keys - n_queries
+        for j in range(0, n_keys, block_k):
+            last_j = min(j + block_k, n_keys) - 1
+            if last_j <= i + shift:
+                full += 1
+            elif j <= last_i + shift:
+                partial += 1
+            else:
+                skipped += 1
+    return full, partial, skipped
+    ### END SOLUTION
+
+# %%
+causal_tiles = check("6.4", causal_tiles)
+
+# %%
+print("       n   tiles   full  partial  skipped   share of the work that is done")
+for n in (256, 1024, 4096, 16384):
+    full, partial, skipped = (int(c) for c in causal_tiles(n, n, 64, 64))
+    total = full + partial + skipped
+    print(f"{n:8,} {total:7,} {full:6,} {partial:8,} {skipped:8,}   {(full + partial) / total:.0%}")
+
+# %% [markdown]
+# The longer the sequence, the nearer to one half, and the masks cost next to nothing: only $n / 64$ tiles need one.
+#
+# #### The log-sum-exp, and a backward pass without the matrix
+#
+# **The gradient needs the weights P (exercise 1.6). They were never stored. Now what?** Compute them again, tile by
+# tile. The forward pass left what is needed for it: one number for each row,
+#
+# $$P_{ij} = e^{S_{ij} - L_i}, \qquad L_i = m_i + \log \ell_i .$$
+#
+# No maximum has to be looked for and nothing is divided: with $L$ the weights come out finished. One obstacle is left. In
+#
+# $$dS_{ij} = P_{ij}\Big(dP_{ij} - \sum_{j'} P_{ij'}\, dP_{ij'}\Big), \qquad dP = dO\, V^\top$$
+#
+# the sum runs over the whole row. But it can be had without the row:
+#
+# $$\sum_j P_{ij}\, dP_{ij} = \sum_j P_{ij} \sum_c dO_{ic} V_{jc} = \sum_c dO_{ic} \sum_j P_{ij} V_{jc}
+#   = \sum_c dO_{ic}\, O_{ic} =: D_i .$$
+
+# %%
+q, k, v = rng.standard_normal((3, 20, 8))
+out, lse = flash_attention_numpy(q, k, v)
+d_out = rng.standard_normal(out.shape)
+s = q @ k.T / np.sqrt(8)
+p = np.exp(s - lse[:, None])                                   # finished weights
+print("rows sum to 1:", np.allclose(p.sum(1), 1))
+print("D = rowsum(dO * O):", np.allclose((p * (d_out @ v.T)).sum(1), (d_out * out).sum(1)))
+
+# %% [markdown]
+# #### Exercise 6.5: the backward pass, tile by tile  (difficulty 4 of 5, 30 minutes)
+#
+# The loops stand, keys outside, queries inside, as in FlashAttention-2; write what happens in one tile. `rows` and
+# `columns` are slices. Tiles in the future are skipped already.
+#
+# | argument | shape |
+# |---|---|
+# | `q`, `k`, `v`, `causal`, `scale` | as in `flash_attention_numpy` |
+# | `out`, `lse` | what it returned |
+# | `d_out` | `(..., n_queries, d_v)`, gradient of the loss with respect to the output |
+#
+# Returns `(d_q, d_k, d_v)` of the shapes of `q`, `k`, `v`.
+#
+# <details><summary>Hint</summary>
+#
+# Weights first: masked scores, minus `lse`, exponential. Then dV, dP, dS, and at last dQ and dK, each added to what the
+# other tiles brought. For an empty row `lse` was set to +inf: $e^{s - \infty} = 0$, whatever the score.
+#
+# </details>
+
+# %% tags=["export"]
+def check_backward(q, k, v, out, lse, d_out):
+    """Raise ValueError, in one sentence, unless what a backward pass is given fits together. For arrays and tensors."""
+    check_arguments(q, k, v)
+    lead = tuple(q.shape[:-2])
+    shapes = {"k": (k, (*lead, *k.shape[-2:])), "v": (v, (*lead, *v.shape[-2:])), "lse": (lse, tuple(q.shape[:-1])),
+              "out": (out, (*q.shape[:-1], v.shape[-1])), "d_out": (d_out, (*q.shape[:-1], v.shape[-1]))}
+    for name, (array, expected) in shapes.items():
+        if tuple(array.shape) != tuple(expected):
+            raise ValueError(f"{name} must have the shape {tuple(expected)}, got {tuple(array.shape)}")
+
+def backward_tiles(n_queries, n_keys, causal, block=64):
+    """The tiles that a backward pass visits, keys outside: (slice of queries, slice of keys, mask or None) for each.
+
+    The mask is boolean (rows, columns), True = may attend; None where all of a tile may.
+    """
+    shift = n_keys - n_queries
+    for j in range(0, n_keys, block):
+        for i in range(0, n_queries, block):
+            rows, columns = slice(i, min(i + block, n_queries)), slice(j, min(j + block, n_keys))
+            if not causal or columns.stop - 1 <= i + shift:
+                yield rows, columns, None
+            elif j <= rows.stop - 1 + shift:
+                yield rows, columns, np.arange(j, columns.stop) <= np.arange(i, rows.stop)[:, None] + shift
+
+# %% tags=["exercise", "export"]
+def flash_attention_backward_numpy(q, k, v, out, lse, d_out, causal=False, scale=None):
+    """Gradients of flash_attention_numpy's output with respect to q, k and v: weights are computed again, in NumPy.
+
+    q, k, v, causal, scale as in flash_attention_numpy, with equal leading axes; out and lse are what it returned; d_out
+    (..., n_queries, d_v). Returns (d_q, d_k, d_v) of the shapes and types of q, k, v; 0 for a query with nothing to
+    attend to. Raises ValueError when shapes do not fit.
+    Source: Dao 2023 (arXiv 2307.08691), algorithm 2.
+    """
+    check_backward(q, k, v, out, lse, d_out)
+    work = np.result_type(q, np.float32)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    types = [np.result_type(a, np.float16) for a in (q, k, v)]
+    q, k, v, out, d_out = (a.astype(work, copy=False) for a in (q, k, v, out, d_out))
+    d_q, d_k, d_v = (np.zeros_like(a) for a in (q, k, v))
+    lse = np.where(np.isneginf(lse), np.inf, lse)              # exp(s - inf) is 0: an empty row has no weights
+    D = (d_out * out).sum(axis=-1)
+    for rows, columns, allowed in backward_tiles(q.shape[-2], k.shape[-2], causal):
+        ### BEGIN SOLUTION
+        q_i, d_out_i = q[..., rows, :], d_out[..., rows, :]
+        k_j, v_j = k[..., columns, :], v[..., columns, :]
+        s = q_i @ np.swapaxes(k_j, -1, -2) * scale
+        if allowed is not None:
+            s[..., ~allowed] = -np.inf
+        p = np.exp(s - lse[..., rows, None])
+        d_p = d_out_i @ np.swapaxes(v_j, -1, -2)
+        d_s = p * (d_p - D[..., rows, None]) * scale
+        d_v[..., columns, :] += np.swapaxes(p, -1, -2) @ d_out_i
+        d_k[..., columns, :] += np.swapaxes(d_s, -1, -2) @ q_i
+        d_q[..., rows, :] += d_s @ k_j
+        ### END SOLUTION
+    return tuple(gradient.astype(type_, copy=False) for gradient, type_ in zip((d_q, d_k, d_v), types))
+
+# %%
+flash_attention_backward_numpy = check("6.5", flash_attention_backward_numpy)
+
+# %%
+from attention.fundamentals import attention_backward
+
+q, k, v = (rng.standard_normal((2, 3, n, 8)) for n in (70, 90, 90))
+d_out = rng.standard_normal(q.shape)
+for causal in (False, True):
+    out, lse = flash_attention_numpy(q, k, v, causal)
+    ours = flash_attention_backward_numpy(q, k, v, out, lse, d_out, causal)
+    print(f"causal {causal!s:5s}: agrees with exercise 1.6 to 1e-12:",
+          all(np.allclose(a, b, atol=1e-12) for a, b in zip(ours, attention_backward(q, k, v, d_out, causal=causal))))
+
+# %% [markdown]
+# The price is arithmetic: the backward pass has five products of size $n^2 d$ ($S$ again, $dV$, $dP$, $dQ$, $dK$), the
+# forward pass two. Without recomputation it would be four, and $n^2$ numbers to fetch.
+#
+# #### In PyTorch: an operation with its own gradient
+#
+# Autograd would record every tile and keep it, which is the matrix again. So the tiles run without autograd, inside a
+# `Function` that says itself how to go back. Both directions are the NumPy code in other words.
+
+# %% tags=["export"]
+def flash_forward_torch(q, k, v, causal, scale, block_q, block_k):
+    """The loops of flash_attention_numpy on tensors with equal leading axes: (out, lse). Records no gradient."""
+    work = torch.promote_types(q.dtype, torch.float32)
+    n_queries, n_keys = q.shape[-2], k.shape[-2]
+    shift, positions = n_keys - n_queries, torch.arange(max(n_queries, n_keys), device=q.device)
+    out = q.new_zeros(*q.shape[:-1], v.shape[-1])
+    lse = torch.full(q.shape[:-1], -math.inf, dtype=work, device=q.device)
+    for i in range(0, n_queries, block_q):
+        stop = min(i + block_q, n_queries)
+        end = min(n_keys, stop + shift) if causal else n_keys
+        q_i = q[..., i:stop, :].to(work) * scale
+        m = torch.full((*q_i.shape[:-1], 1), -math.inf, dtype=work, device=q.device)
+        l, o = torch.zeros_like(m), torch.zeros(*q_i.shape[:-1], v.shape[-1], dtype=work, device=q.device)
+        for j in range(0, end, block_k):
+            j_stop = min(j + block_k, end)
+            s = q_i @ k[..., j:j_stop, :].to(work).mT
+            if causal and j_stop - 1 > i + shift:
+                s.masked_fill_(positions[j:j_stop] > positions[i:stop, None] + shift, -math.inf)
+            m_new = torch.maximum(m, s.amax(-1, keepdim=True))
+            finite = m_new.masked_fill(m_new == -math.inf, 0)
+            p, factor = torch.exp(s - finite), torch.exp(m - finite)
+            l = l * factor + p.sum(-1, keepdim=True)
+            o = o * factor + p @ v[..., j:j_stop, :].to(work)
+            m = m_new
+        out[..., i:stop, :] = (o / l.masked_fill(l == 0, 1)).to(out.dtype)
+        lse[..., i:stop] = (m + torch.log(l))[..., 0]
+    return out, lse
+
+# %% tags=["export"]
+@torch.no_grad()
+def flash_attention_backward_torch(q, k, v, out, lse, d_out, causal=False, scale=None):
+    """Gradients as flash_attention_backward_numpy computes them, in PyTorch; arguments, shapes and errors as there."""
+    check_backward(q, k, v, out, lse, d_out)
+    work = torch.promote_types(q.dtype, torch.float32)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    types = [a.dtype for a in (q, k, v)]
+    q, k, v, out, d_out = (a.detach().to(work) for a in (q, k, v, out, d_out))
+    d_q, d_k, d_v = (torch.zeros_like(a) for a in (q, k, v))
+    lse = lse.masked_fill(lse == -math.inf, math.inf)
+    D = (d_out * out).sum(-1)
+    for rows, columns, allowed in backward_tiles(q.shape[-2], k.shape[-2], causal):
+        s = q[..., rows, :] @ k[..., columns, :].mT * scale
+        if allowed is not None:
+            s.masked_fill_(~torch.from_numpy(allowed).to(q.device), -math.inf)
+        p = torch.exp(s - lse[..., rows, None])
+        d_s = p * (d_out[..., rows, :] @ v[..., columns, :].mT - D[..., rows, None]) * scale
+        d_v[..., columns, :] += p.mT @ d_out[..., rows, :]
+        d_k[..., columns, :] += d_s.mT @ q[..., rows, :]
+        d_q[..., rows, :] += d_s @ k[..., columns, :]
+    return tuple(gradient.to(type_) for gradient, type_ in zip((d_q, d_k, d_v), types))
+
+# %% tags=["export"]
+class FlashAttention(torch.autograd.Function):
+    """Flash attention as one operation of autograd: it keeps q, k, v, the output and one number for each row."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, causal, scale, block_q, block_k):
+        out, lse = flash_forward_torch(q, k, v, causal, scale, block_q, block_k)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.causal, ctx.scale = causal, scale
+        ctx.mark_non_differentiable(lse)
+        return out, lse
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_out, _):
+        gradients = flash_attention_backward_torch(*ctx.saved_tensors, d_out, ctx.causal, ctx.scale)
+        return *gradients, None, None, None, None
+
+def flash_attention_torch(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
+    """Attention tile by tile in PyTorch; arguments, shapes and errors as flash_attention_numpy.
+
+    Differentiable in q, k and v through the output; the log-sum-exp carries no gradient. Half precision is computed in
+    single.
+    """
+    check_arguments(q, k, v)
+    check_blocks(block_q, block_k)
+    lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    q, k, v = (t if t.is_floating_point() else t.double() for t in (q, k, v))
+    q, k, v = (t.expand(*lead, *t.shape[-2:]) for t in (q, k, v))
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    return FlashAttention.apply(q, k, v, causal, scale, block_q, block_k)
+
+# %%
+tensors = [torch.from_numpy(a).requires_grad_() for a in (q, k, v)]
+out, lse = flash_attention_torch(*tensors, causal=True)
+expected, expected_lse = flash_attention_numpy(q, k, v, causal=True)
+print("agrees with NumPy to 1e-12:", np.allclose(out.detach(), expected, atol=1e-12)
+      and np.allclose(lse, expected_lse, atol=1e-12))
+
+square = [t[..., :70, :] for t in tensors]                              # torch's own causal mask starts at the top left
+theirs = torch.nn.functional.scaled_dot_product_attention(*square, is_causal=True)
+ours, _ = flash_attention_torch(*square, causal=True)
+d = torch.from_numpy(d_out)
+gradients = [torch.autograd.grad(o, tensors, d) for o in (ours, theirs)]
+print("output and gradients agree with torch's own to 1e-12:", torch.allclose(ours, theirs, atol=1e-12, rtol=0)
+      and all(torch.allclose(a, b, atol=1e-12, rtol=0) for a, b in zip(*gradients)))
+
+small = [t[0, 0, :7, :3].detach().requires_grad_() for t in tensors]
+print("finite differences agree:",
+      torch.autograd.gradcheck(lambda *a: flash_attention_torch(*a, causal=True, block_q=3, block_k=2)[0], small))
+
+# %% [markdown]
+# **What does autograd keep?** We ask it: every tensor saved for the backward pass goes through a hook.
+
+# %%
+from attention.fundamentals import attention_torch
+
+def kept_bytes(function, n, d=64):
+    """Bytes that autograd keeps between the forward and the backward pass of one head of length n."""
+    kept = {}
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+    arrays = [torch.zeros(n, d, requires_grad=True) for _ in range(3)]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = function(*arrays)                                 # the graph lives until the sum below
+        return sum(kept.values())
+
+for n in (256, 512, 1024):
+    plain, flash = kept_bytes(attention_torch, n), kept_bytes(flash_attention_torch, n)
+    print(f"n = {n:4d}: keeps {flash:9,} bytes = 4 (4 n d + n); attention keeps more than {4 * 2 * n * n:9,}: "
+          f"{plain > 4 * 2 * n * n}")
+
+# %% [markdown]
+# #### Dropout that can be replayed
+#
+# **In training some weights are set to zero at random. The backward pass must drop the same ones. Must the mask be
+# stored?** It is another $n \times n$ matrix. A random generator has a state and gives its numbers in order, and the
+# backward pass visits the tiles in *another* order. *Counter-based* generators have no order: the numbers are a function
+# of a key and a counter. The tile's indices are the counter.
+
+# %%
+def keep_mask(seed, i, j, shape, rate):
+    """Which weights of tile (i, j) are kept: booleans, the same whenever and wherever they are asked for."""
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, i, j])).random(shape) >= rate
+
+forward_order = [(i, j) for i in range(3) for j in range(3)]
+backward_order = [(i, j) for j in range(3) for i in range(3)]
+tiles = [{(i, j): keep_mask(7, i, j, (4, 4), 0.25) for i, j in order} for order in (forward_order, backward_order)]
+print("counter-based: the same masks in both orders:", all((tiles[0][t] == tiles[1][t]).all() for t in forward_order))
+states = [np.random.default_rng(7), np.random.default_rng(7)]
+tiles = [{t: g.random((4, 4)) >= 0.25 for t in order} for g, order in zip(states, (forward_order, backward_order))]
+print("with a state:  the same masks in both orders:", all((tiles[0][t] == tiles[1][t]).all() for t in forward_order))
+
+# %% [markdown]
+# Where does the mask belong? On the weights, *after* they have been counted: $\ell$ is the sum over all of them, dropped
+# or not. The output is $\frac{1}{1 - r} \sum_j Z_{ij} P_{ij} V_j$ with $Z$ the mask and $r$ the rate. Here is a forward and
+# a backward pass of small tiles, against autograd with the whole mask written out.
+
+# %%
+def with_dropout(q, k, v, d_out, seed, rate, block):
+    """Output and gradients of attention with dropout; the mask exists one tile at a time, twice."""
+    n, keep = len(q), 1 - rate
+    starts = range(0, n, block)
+    part = lambda i: slice(i, i + block)
+    _, lse = flash_attention_numpy(q, k, v, scale=1.0)
+    weights = lambda i, j: np.exp(q[part(i)] @ k[part(j)].T - lse[part(i), None])
+    mask = lambda i, j: keep_mask(seed, i, j, (block, block), rate) / keep
+    out, d_q, d_k, d_v = (np.zeros_like(a) for a in (v, q, k, v))
+    for i in starts:                                                         # forward: queries outside
+        for j in starts:
+            out[part(i)] += (mask(i, j) * weights(i, j)) @ v[part(j)]
+    D = (d_out * out).sum(1)                                                 # holds with dropout too
+    for j in starts:                                                         # backward: keys outside
+        for i in starts:
+            p, z = weights(i, j), mask(i, j)
+            d_v[part(j)] += (z * p).T @ d_out[part(i)]
+            d_s = p * (z * (d_out[part(i)] @ v[part(j)].T) - D[part(i), None])
+            d_q[part(i)] += d_s @ k[part(j)]
+            d_k[part(j)] += d_s.T @ q[part(i)]
+    return out, d_q, d_k, d_v
+
+# %%
+q, k, v, d_out = rng.standard_normal((4, 12, 4))
+ours = with_dropout(q, k, v, d_out, seed=7, rate=0.25, block=4)
+whole = np.block([[keep_mask(7, i, j, (4, 4), 0.25) for j in (0, 4, 8)] for i in (0, 4, 8)])
+tensors = [torch.from_numpy(a).requires_grad_() for a in (q, k, v)]
+out = (torch.softmax(tensors[0] @ tensors[1].mT, -1) * torch.from_numpy(whole) / 0.75) @ tensors[2]
+theirs = [out, *torch.autograd.grad(out, tensors, torch.from_numpy(d_out))]
+print("output and gradients agree with the stored mask to 1e-12:",
+      all(np.allclose(a, b.detach(), atol=1e-12) for a, b in zip(ours, theirs)))
+other = np.block([[keep_mask(7, i, j, (6, 6), 0.25) for j in (0, 6)] for i in (0, 6)])
+print("the mask is the same with tiles of another size:", (whole == other).all())
+
+# %% [markdown]
+# The last line is a limit of this scheme: forward and backward must agree on the tiles. Real kernels count by element.
+#
+# #### Sequences of different lengths, packed
+#
+# **A batch has sequences of 3, 900 and 40 tokens. Must all be padded to 900?** No. Put them one behind the other, and
+# write down where each begins: `cu_seqlens`, the cumulative lengths.
+
+# %%
+lengths = np.array([3, 900, 40])
+cu_seqlens = np.concatenate([[0], lengths.cumsum()])
+print("cu_seqlens:", cu_seqlens)
+print(f"padded {len(lengths) * lengths.max():,} rows, packed {lengths.sum():,}; scores for each head: "
+      f"{len(lengths) * lengths.max() ** 2:,} and {(lengths ** 2).sum():,}")
+
+# %% [markdown]
+# #### Exercise 6.6: packed sequences  (difficulty 2 of 5, 10 minutes)
+#
+# | argument | shape | meaning |
+# |---|---|---|
+# | `q` | `(..., total_queries, d_head)` | the queries of all sequences, one sequence behind the other |
+# | `k`, `v` | `(..., total_keys, d)` | the same for keys and values |
+# | `cu_queries`, `cu_keys` | `(batch + 1,)` integers | where each sequence begins, and the end |
+# | `causal`, `scale` | | as in `flash_attention_numpy`, for each sequence |
+#
+# Returns the output `(..., total_queries, d_v)` and the log-sum-exp `(..., total_queries)`. No sequence sees another. A
+# sequence may have queries and no keys (0 and `-inf`), or neither.
+#
+# <details><summary>Hint</summary>
+#
+# Slices of the last axis but one, and the function of exercise 6.3 on each.
+#
+# </details>
+
+# %% tags=["exercise", "export"]
+def flash_attention_varlen(q, k, v, cu_queries, cu_keys, causal=False, scale=None):
+    """Flash attention of sequences packed one behind the other, each over its own keys: (out, lse), in NumPy.
+
+    q (..., total_queries, d_head), k, v (..., total_keys, d); cu_queries, cu_keys integers (batch + 1,): sequence b has
+    the queries cu_queries[b] to cu_queries[b + 1] and the keys cu_keys[b] to cu_keys[b + 1]. causal and scale as in
+    flash_attention_numpy, for each sequence. Returns out (..., total_queries, d_v) and lse (..., total_queries).
+    Raises ValueError when the two do not have the same length or do not go from 0 to the number of rows.
+    """
+    for name, cu, total in (("cu_queries", cu_queries, q.shape[-2]), ("cu_keys", cu_keys, k.shape[-2])):
+        if len(cu) != len(cu_queries) or cu[0] != 0 or cu[-1] != total or (np.diff(cu) < 0).any():
+            raise ValueError(f"{name} must rise from 0 to {total} in {len(cu_queries)} numbers, got {np.asarray(cu).tolist()}")
+    ### BEGIN SOLUTION
+    parts = [flash_attention_numpy(q[..., cu_queries[b]:cu_queries[b + 1], :], k[..., cu_keys[b]:cu_keys[b + 1], :],
+                                   v[..., cu_keys[b]:cu_keys[b + 1], :], causal, scale)
+             for b in range(len(cu_queries) - 1)]
+    return np.concatenate([out for out, _ in parts], axis=-2), np.concatenate([lse for _, lse in parts], axis=-1)
+    ### END SOLUTION
+
+# %%
+flash_attention_varlen = check("6.6", flash_attention_varlen)
+
+# %%
+lengths = np.array([3, 90, 40])
+cu = np.concatenate([[0], lengths.cumsum()])
+q, k, v = rng.standard_normal((3, 2, lengths.sum(), 8))                 # two heads
+sequence = np.repeat(np.arange(3), lengths)                             # whose token is row i?
+mask = sequence[:, None] == sequence                                    # the same as one matrix with three squares
+packed, _ = flash_attention_varlen(q, k, v, cu, cu, causal=True)
+print("agrees with a mask of three squares to 1e-12:",
+      np.allclose(packed, attention_numpy(q, k, v, mask=mask, causal=True), atol=1e-12))
+
+# %% [markdown]
+# ### 6.5 FlashAttention-1 and FlashAttention-2
+#
+# **Your loop has the queries outside; algorithm 1 has the keys outside. Does it matter?** The result is the same. We
+# count what is not: your loop again, with the slow memory of section 6.3.
+
+# %%
+def algorithm_2(q, k, v, block_q, block_k):
+    """The forward pass of FlashAttention-2 without scale: queries outside. Returns output, memory, counts."""
+    n, d = q.shape
+    memory = SlowMemory(Q=q, K=k, V=v, O=np.zeros((n, d)), L=np.zeros((n, 1)))
+    count = Counter(tiles_q=-(-n // block_q), tiles_k=-(-n // block_k))
+    for i in range(0, n, block_q):
+        rows = slice(i, i + block_q)
+        Q_i = memory.load("Q", rows)
+        m, l, O_i = np.full((len(Q_i), 1), -np.inf), np.zeros((len(Q_i), 1)), np.zeros((len(Q_i), d))
+        for j in range(0, n, block_k):
+            K_j, V_j = (memory.load(name, slice(j, j + block_k)) for name in "KV")
+            S = Q_i @ K_j.T
+            m_new = np.maximum(m, S.max(1, keepdims=True))
+            P, factor = np.exp(S - m_new), np.exp(m - m_new)
+            l, m, O_i = factor * l + P.sum(1, keepdims=True), m_new, factor * O_i + P @ V_j
+            count["multiplied"] += O_i.size
+        memory.store("O", rows, O_i / l)                                     # divided once, at the end
+        memory.store("L", rows, m + np.log(l))
+        count["divided"] += O_i.size
+    return memory.arrays["O"], memory, count
+
+# %% [markdown]
+# *Predict.* The same tiles of 64 queries and 64 keys, $n = 512$. Which of the two divides more, which writes more, which
+# moves more in all?
+
+# %%
+n, d, B = 512, 64, 64
+q, k, v = rng.standard_normal((3, n, d)) / 2
+out_1, memory_1, count_1 = algorithm_1(q, k, v, capacity=4 * d * B)
+out_2, memory_2, count_2 = algorithm_2(q, k, v, B, B)
+T = n // B
+print("same output to 1e-12:", np.allclose(out_1, out_2, atol=1e-12))
+print(f"{'':34s} algorithm 1   FlashAttention-2")
+for name, a, b in (("elements of O multiplied", count_1["multiplied"], count_2["multiplied"]),
+                   ("elements of O divided", count_1["divided"], count_2["divided"]),
+                   ("stored: O and statistics", memory_1.stored.total(), memory_2.stored.total()),
+                   ("loaded: Q, O and statistics", memory_1.loaded.total() - memory_1.loaded["K"] - memory_1.loaded["V"],
+                    memory_2.loaded["Q"]),
+                   ("loaded: K and V", memory_1.loaded["K"] + memory_1.loaded["V"],
+                    memory_2.loaded["K"] + memory_2.loaded["V"]),
+                   ("moved in all", memory_1.traffic, memory_2.traffic)):
+    print(f"{name:34s} {a:11,}   {b:16,}")
+assert memory_1.traffic == 2 * n * d + T * (3 * n * d + 4 * n) and memory_2.traffic == 2 * n * d + n + T * 2 * n * d
+assert (count_1["multiplied"], count_1["divided"]) == (2 * T * n * d, T * n * d)
+assert (count_2["multiplied"], count_2["divided"]) == (T * n * d, n * d)
+
+# %% [markdown]
+# Half the multiplications, an eighth of the divisions ($T_c = 8$), an eighth of the stores; every count equals its
+# formula. GPUs multiply matrices many times faster than they do single divisions, so this arithmetic outside of the
+# products counts. And K and V, which FlashAttention-2 loads once for each tile of queries, are only ever *read*: when
+# many blocks read the same tile of K, most of them find it in the L2 cache.
+#
+# But it is no law that the total falls. Algorithm 1 pays for each tile of keys, so it makes these large:
+
+# %%
+M = 192 * 1024 // 2                                        # the numbers of section 6.3: two bytes each, d = 64
+n, d = 8192, 64
+B_c, B_r = -(-M // (4 * d)), d
+moved_1 = 2 * n * d + -(-n // B_c) * (3 * n * d + 4 * n)
+for block_q in (64, 128, 256):
+    moved_2 = 2 * n * d + n + -(-n // block_q) * 2 * n * d
+    print(f"FlashAttention-2 with tiles of {block_q:3d} queries moves {moved_2 / moved_1:.1f} times what algorithm 1 "
+          f"does with tiles of {B_c} keys")
+
+# %% [markdown]
+# By the count of the first paper, the second algorithm moves *more*. It was nevertheless about twice as fast (abstract of
+# arXiv 2307.08691: around 2× over FlashAttention, 50 to 73 % of the peak of an A100). The greater gain is one that no
+# count of bytes shows: with the queries outside, each tile of queries is finished by itself, and **different blocks of
+# threads can take different tiles**. With the keys outside all tiles share O, $\ell$ and $m$, and one block had to do a
+# whole head.
+
+# %%
+batch, heads, n = 1, 16, 8192
+print(f"blocks that can work at once on {batch} sequence of {n:,} tokens and {heads} heads, for 108 multiprocessors:")
+print(f"  one for each head: {batch * heads},  one for each head and tile of 128 queries: {batch * heads * n // 128:,}")
+
+# %% [markdown]
+# ### 6.6 Performance gains
+#
+# **What is won, on the machine under your hands?** PyTorch has flash attention for the CPU too. `sdpa_kernel` chooses
+# between it and the plain formula ("math").
+
+# %%
+import time
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+def seconds(function, *arguments, repeats=3):
+    """The least processor time of several calls."""
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        function(*arguments)
+        times.append(time.process_time() - start)
+    return min(times)
+
+def sdpa(q, k, v, backend):
+    with sdpa_kernel(backend):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+# %% tags=["nbval-ignore-output"]
+tensors = [torch.from_numpy(a) for a in rng.standard_normal((3, 1, 4, 2048, 64)).astype(np.float32)]
+times = {backend: seconds(sdpa, *tensors, backend) for backend in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION)}
+for backend, time_ in times.items():
+    print(f"{backend.name:16s} {1e3 * time_:7.1f} ms   (4 heads, 2,048 tokens, causal)")
+
+# %%
+outputs = [sdpa(*tensors, backend) for backend in times]
+print("same output to 1e-5:", torch.allclose(*outputs, atol=1e-5))
+print("flash is faster by a factor of 1.5 or more:", times[SDPBackend.MATH] > 1.5 * times[SDPBackend.FLASH_ATTENTION])
+for backend in times:
+    kept = [kept_bytes(lambda *a: sdpa(*(t[None, None] for t in a), backend), n) for n in (512, 1024)]
+    print(f"{backend.name:16s} keeps for the backward pass at twice the length {kept[1] / kept[0]:.1f} times as much")
+
+# %% [markdown]
+# And your own, in NumPy? It does the exponentials of lecture 01 and some more, in smaller pieces that fit into the
+# processor's caches, and skips the future. (With tiles of 64 × 64 Python itself is a good part of the time; larger tiles
+# are better here. `python -m utils.benchmarks.flash_numpy` prints the whole table, with torch's kernel in it.)
+
+# %% tags=["nbval-ignore-output"]
+arrays = [t[0].numpy() for t in tensors]
+times = {}
+for causal in (False, True):
+    times[causal] = [seconds(lambda: attention_numpy(*arrays, causal=causal)),
+                     seconds(lambda: flash_attention_numpy(*arrays, causal)),
+                     seconds(lambda: flash_attention_numpy(*arrays, causal, None, 256, 512))]
+    print(f"causal {causal!s:5s}: attention {1e3 * times[causal][0]:4.0f} ms, flash attention {1e3 * times[causal][1]:4.0f} "
+          f"ms, with tiles of 256 × 512 {1e3 * times[causal][2]:4.0f} ms")
+
+# %%
+print("with large tiles at least as fast:      ", times[False][0] >= times[False][2])
+print("causal: faster by a factor of 1.5 or more:", times[True][0] > 1.5 * times[True][2])
+
+# %% [markdown]
+# On GPUs the gain is larger, since the gap between the memories is. What the papers report, each on its own machine:
+#
+# | | claim | against | source |
+# |---|---|---|---|
+# | FlashAttention | 2 to 4× at the level of attention; GPT-2 trained 3× as fast | standard attention; Hugging Face | 2205.14135, 2307.08691 |
+# | FlashAttention-2 | around 2×; 50 to 73 % of the peak of an A100 | FlashAttention | 2307.08691 |
+# | FlashAttention-3 | 1.5 to 2.0×, up to 740 TFLOP/s, 75 % of the peak of an H100 | FlashAttention-2 | 2407.08608 |
+#
+# And what it does *not* gain: when one query at a time is decoded, there is one row of scores, and nothing to tile in
+# that direction. The keys have to be read once and that is the whole time; lecture 05 splits the keys instead.
+
+# %% [markdown]
+# ## Part 4 · A ring of processes
+
+# %% [markdown]
+# ### Context parallelism: a sequence over several machines
+#
+# **A million tokens do not fit into one GPU, tiled or not. Can four share them?** Queries, keys and values are cut along
+# the sequence. Rank $r$ keeps its queries. Attention over *some* of the keys can be merged with attention over others
+# (exercise 6.2), so each rank needs to see each block of keys and values once, in any order.
+#
+# ### Ring attention
+#
+# The ranks stand in a ring. At each step a rank attends to the block it holds, and hands it on to the next rank while
+# the one before sends it another. After $P - 1$ exchanges everybody has seen everything (Liu, Zaharia and Abbeel 2023,
+# arXiv 2310.01889). Nobody ever holds more than two blocks.
+
+# %%
+P = 4
+print("step   " + "   ".join(f"rank {rank}" for rank in range(P)) + "   (whose block it holds)")
+for step in range(P):
+    print(f"{step:4d}   " + "   ".join(f"{(rank - step) % P:6d}" for rank in range(P)))
+
+# %% [markdown]
+# A rank must know where in the sequence its queries and the visiting keys stand: the causal mask compares *positions*.
+
+# %% tags=["export"]
+def attend_block(state, q, k, v, q_positions, k_positions, causal, scale):
+    """Take one block of keys and values into a running attention: the new state (out, lse).
+
+    state: out (..., n_queries, d_v) and lse (..., n_queries) over the blocks before, 0 and -inf at the beginning;
+    q (..., n_queries, d_head), k, v (..., n_keys, d), positions integers (n_queries,) and (n_keys,).
+    """
+    s = q @ np.swapaxes(k, -1, -2) * scale
+    if causal:
+        s = np.where(k_positions <= q_positions[:, None], s, -np.inf)
+    m, l = online_softmax(np.full(s.shape[:-1], -np.inf), np.zeros(s.shape[:-1]), s)
+    p = np.exp(s - np.where(np.isneginf(m), 0, m)[..., None])
+    with np.errstate(divide="ignore"):
+        out, lse = p @ v / np.where(l == 0, 1, l)[..., None], m + np.log(l)
+    return merge_by_lse([state[0], out], [state[1], lse])
+
+# %% [markdown]
+# #### Exercise 6.7: around the ring  (difficulty 3 of 5, 20 minutes)
+#
+# First without processes: a loop over ranks and steps, in one program.
+#
+# | argument | shape | meaning |
+# |---|---|---|
+# | `q` | `(n_ranks, n_local, d_head)` | the queries of each rank |
+# | `k`, `v` | `(n_ranks, n_local, d)` | the keys and values that each rank holds at the beginning |
+# | `positions` | `(n_ranks, n_local)` integers | where in the sequence they stand |
+# | `causal`, `scale` | | as before; a query may see the keys at its own position and before |
+#
+# Returns the output `(n_ranks, n_local, d_v)`. `attend_block(state, q, k, v, q_positions, k_positions, causal, scale)`
+# takes one block into the pair `state = (out, lse)` and returns the new pair.
+#
+# <details><summary>Hint</summary>
+#
+# At step t rank r holds the block of rank (r - t) mod n_ranks. Each rank begins with an output of zeros and a
+# log-sum-exp of -inf, and takes in a block at each step. Of the last state the output is wanted.
+#
+# </details>
+
+# %% tags=["exercise", "export"]
+def ring_attention_numpy(q, k, v, positions, causal=False, scale=None):
+    """Ring attention in one process: each rank attends to the blocks of all ranks, one after another, and merges.
+
+    q, k (n_ranks, n_local, d_head), v (n_ranks, n_local, d_v), positions integers (n_ranks, n_local): where each token
+    stands in the sequence; causal: a query may see keys at its own position and before. scale defaults to
+    1/sqrt(d_head). Returns (n_ranks, n_local, d_v).
+    Source: Liu, Zaharia and Abbeel 2023 (arXiv 2310.01889), algorithm 1.
+    """
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    ### BEGIN SOLUTION
+    results = np.zeros((*q.shape[:-1], v.shape[-1]), q.dtype)
+    for rank in range(len(q)):
+        state = results[rank], np.full(q.shape[1], -np.inf, q.dtype)
+        for step in range(len(q)):
+            held = (rank - step) % len(q)
+            state = attend_block(state, q[rank], k[held], v[held], positions[rank], positions[held], causal, scale)
+        results[rank] = state[0]
+    return results
+    ### END SOLUTION
+
+# %%
+ring_attention_numpy = check("6.7", ring_attention_numpy)
+
+# %%
+n, d, P = 64, 8, 4
+q, k, v = rng.standard_normal((3, n, d))
+shards = np.arange(n).reshape(P, n // P)                                # contiguous: rank 0 has the first quarter
+for causal in (False, True):
+    out = ring_attention_numpy(q[shards], k[shards], v[shards], shards, causal)
+    print(f"causal {causal!s:5s}: four ranks equal one to 1e-12:",
+          np.allclose(out.reshape(n, d), attention_numpy(q, k, v, causal=causal), atol=1e-12))
+
+# %% [markdown]
+# **How much is sent?** Each rank sends a block of K and a block of V at each of $P - 1$ exchanges.
+
+# %%
+bytes_ = 2
+for n in (8_192, 131_072, 1_048_576):
+    n_local, d_all = n // 4, 16 * 64                                    # 16 heads of 64
+    sent = (4 - 1) * 2 * n_local * d_all * bytes_
+    flops = 4 * n_local * n_local * d_all
+    print(f"n = {n:9,}: each rank sends {sent / 1e6:7,.0f} MB in all and does {flops / 1e9:9,.0f} GFLOP at each step, "
+          f"{flops / (2 * n_local * d_all * bytes_):7,.0f} for each byte")
+
+# %% [markdown]
+# The work of a step grows with the square of the block, the message only with its length: $4 n_{loc}^2 d$ operations
+# against $4 n_{loc} d$ bytes, that is $n_{loc}$ operations for each byte. When $n_{loc}$ is larger than the ratio of
+# arithmetic to link speed, the messages hide behind the work: about 1,000 tokens for 312 TFLOP/s and 300 GB/s.
+#
+# #### Who works, and who waits?
+#
+# *Predict.* With a causal mask and contiguous quarters: which rank has most to do? A step ends when the slowest rank has
+# finished. How much of the four ranks' time is wasted?
+
+# %%
+def work(positions):
+    """Pairs of query and key that rank r has to compute at step t, under a causal mask: (ranks, steps)."""
+    ranks = range(len(positions))
+    return np.array([[(positions[(r - t) % len(ranks)] <= positions[r][:, None]).sum() for t in ranks] for r in ranks])
+
+n, P = 1024, 4
+layouts = {"contiguous": np.arange(n).reshape(P, n // P), "striped": np.arange(n).reshape(n // P, P).T}
+full = (n // P) ** 2
+for name, positions in layouts.items():
+    pairs = work(positions)
+    slowest = pairs.max(axis=0)                                          # the step takes as long as its slowest rank
+    print(f"{name:10s}: pairs for each rank (rows) and step, in full blocks\n{np.round(pairs / full, 2)}")
+    print(f"            slowest rank in all {slowest.sum() / full:.2f}, perfect balance {pairs.sum() / P / full:.2f}: "
+          f"{pairs.sum() / P / slowest.sum():.0%} of the time is work")
+
+# %% [markdown]
+# Contiguous, rank 0 computes one block and then sees only blocks from its future. Rank 3 works at each step, and the
+# others wait for it. **Striped** (Brandon et al. 2023, arXiv 2311.09431), token $i$ belongs to rank $i \bmod P$: each
+# block is then half allowed, for everybody, at every step. The gain grows towards 2:
+
+# %%
+for P in (2, 4, 8, 16, 64):
+    n = 16 * P
+    contiguous, striped = (work(p).max(0).sum() for p in (np.arange(n).reshape(P, 16), np.arange(n).reshape(16, P).T))
+    print(f"{P:2d} ranks of 16 tokens: striped takes {contiguous / striped:.2f} times less")
+
+# %% [markdown]
+# The paper measured up to 1.45× end to end on 256k tokens and 1.65× on 786k; a whole training step does more than
+# attention.
+#
+# #### For real: four processes
+#
+# `torch.distributed` with gloo sends tensors between processes. One process for each rank: receive the next block while
+# you compute with this one, merge, swap. A rank that dies must not leave the others waiting for ever, so there is a time
+# limit, and whoever started the ring says which rank it was.
+
+# %% tags=["export"]
+LOST_CONTACT = 5                                           # exit code of a rank whose neighbour went away
+
+def ring_rank(rank, n_ranks, folder, shards, positions, causal, scale, time_limit, dies):
+    """What one process of the ring runs. shards: its own q, k, v. Writes its output to a file in `folder`.
+
+    dies: the rank that ends without a word before the last exchange, for the experiment, or None.
+    """
+    torch.set_num_threads(1)
+    store = distributed.FileStore(str(folder / "store"), n_ranks)
+    try:
+        distributed.init_process_group("gloo", store=store, rank=rank, world_size=n_ranks,
+                                       timeout=datetime.timedelta(seconds=time_limit))
+        for step, state in enumerate(ring_steps(rank, n_ranks, *shards, positions, causal, scale)):
+            if rank == dies and step == n_ranks - 2:
+                raise SystemExit(3)
+        np.save(folder / f"{rank}.npy", state[0])
+        distributed.barrier()                              # nobody leaves while another still waits for a message
+        distributed.destroy_process_group()
+    except RuntimeError:                                   # gloo's, when a neighbour is gone or the time is up
+        raise SystemExit(LOST_CONTACT) from None
+
+def ring_steps(rank, n_ranks, q, k, v, positions, causal, scale):
+    """The steps of one rank: sends its block on, receives the next, attends meanwhile. Yields its state after each."""
+    state = np.zeros((len(q), v.shape[-1]), q.dtype), np.full(len(q), -np.inf, q.dtype)
+    block = torch.from_numpy(np.concatenate([k, v], axis=-1))                   # one message for both
+    for step in range(n_ranks):
+        arriving, under_way = torch.empty_like(block), []
+        if step < n_ranks - 1:
+            under_way = [distributed.isend(block, (rank + 1) % n_ranks),
+                         distributed.irecv(arriving, (rank - 1) % n_ranks)]
+        keys, values = np.split(block.numpy(), [k.shape[-1]], axis=-1)
+        state = attend_block(state, q, keys, values, positions[rank], positions[(rank - step) % n_ranks], causal, scale)
+        for message in under_way:
+            message.wait()
+        block = arriving
+        yield state
+
+# %% [markdown]
+# The process that starts the ring watches it. A rank that lost contact is a victim; it looks for the one that began.
+
+# %% tags=["export"]
+def wait_for(ranks, deadline, time_limit):
+    """Return when all processes have ended well. RuntimeError as soon as one has not, and at the deadline."""
+    while running := [rank for rank in ranks if rank.exitcode is None]:
+        if not connection.wait([rank.sentinel for rank in running], max(0, deadline - time.monotonic())):
+            late = [number for number, rank in enumerate(ranks) if rank.exitcode is None]
+            raise RuntimeError(f"ranks {late} were not done after {time_limit:g} seconds; the ring was stopped")
+        for number, rank in enumerate(ranks):
+            if rank.exitcode not in (None, 0, LOST_CONTACT):
+                raise RuntimeError(f"rank {number} of {len(ranks)} ended with exit code {rank.exitcode}; "
+                                   "the ring was stopped")
+    if lost := [number for number, rank in enumerate(ranks) if rank.exitcode == LOST_CONTACT]:
+        raise RuntimeError(f"ranks {lost} of {len(ranks)} lost contact; the ring was stopped")
+
+def ring_attention(q, k, v, n_ranks=4, causal=False, scale=None, striped=True, time_limit=120.0, dies=None):
+    """Attention by a ring of processes on this machine, each with its share of the sequence. Returns (n, d_v).
+
+    q, k (n, d_head), v (n, d_v), of one float type, n a multiple of n_ranks. striped: token i belongs to rank i mod
+    n_ranks; otherwise each rank has a contiguous part. time_limit: seconds for everything, the start of the processes
+    included. dies: a rank that ends in the middle, to see what happens then.
+    Raises ValueError when shapes do not fit; RuntimeError, within the time limit, when a rank fails or is not done.
+    """
+    check_arguments(q, k, v)
+    if q.ndim != 2 or len(q) != len(k) or len(q) % n_ranks:
+        raise ValueError(f"q and k must have the shape (n, d_head) with n a multiple of {n_ranks}, got {q.shape} and {k.shape}")
+    positions = np.arange(len(q)).reshape(-1, n_ranks).T if striped else np.arange(len(q)).reshape(n_ranks, -1)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    spawn, deadline = multiprocessing.get_context("spawn"), time.monotonic() + time_limit
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        ranks = [spawn.Process(target=ring_rank, daemon=True,
+                               args=(rank, n_ranks, Path(name), (q[rows], k[rows], v[rows]), positions, causal, scale,
+                                     time_limit, dies)) for rank, rows in enumerate(positions)]
+        try:
+            for rank in ranks:
+                rank.start()
+            wait_for(ranks, deadline, time_limit)
+        finally:
+            for rank in ranks:
+                if rank.pid is not None:
+                    rank.kill()
+                    rank.join()
+        out = np.empty((len(q), v.shape[-1]), q.dtype)
+        for rank, rows in enumerate(positions):
+            out[rows] = np.load(Path(name) / f"{rank}.npy")
+    return out
+
+# %%
+import attention.flash
+
+q, k, v = rng.standard_normal((3, 64, 8))
+alone = attention_numpy(q, k, v, causal=True)
+for striped in (True, False):
+    out = attention.flash.ring_attention(q, k, v, n_ranks=4, causal=True, striped=striped)
+    print(f"four processes, {'striped' if striped else 'contiguous'}: equal to one to 1e-6:",
+          np.allclose(out, alone, atol=1e-6))
+
+# %%
+try:
+    attention.flash.ring_attention(q, k, v, n_ranks=4, causal=True, dies=2)
+except RuntimeError as error:
+    print(error)
+
+# %% [markdown]
+# (The function is imported from the finished module: a new process must be able to import what it shall run.)
+
+# %% [markdown]
+# ## Traps
+#
+# Each of these stands in slides, glossaries or well-known tutorials. Decide what is wrong before you open the answer; the
+# cell below it shows it in numbers.
+#
+# ### "Algorithm 1 computes attention"
+#
+# *Run it on Q, K and V as they come out of a model. Is the result what the model's attention gives?*
+#
+# <details><summary>Answer</summary>
+#
+# Not quite: it has no scale, no mask and no dropout. The paper leaves them out of algorithms 0 and 1 for brevity; its
+# appendix has the full version with all three. The scale belongs on $QK^\top$, before a mask is added.
+#
+# </details>
+
+# %%
+draw = np.random.default_rng(20)
+q, k, v = draw.standard_normal((3, 32, 8))
+out, _, _ = algorithm_1(q, k, v, capacity=4 * 8 * 8)
+print("equals attention with the usual scale:", np.allclose(out, attention_numpy(q, k, v)),
+      "  with scale 1:", np.allclose(out, attention_numpy(q, k, v, scale=1.0)))
+
+# %% [markdown]
+# ### "192 kb of low-bandwidth SRAM on each of 108 stream processors (19 TB/s)"
+#
+# *Three mistakes. Which?*
+#
+# <details><summary>Answer</summary>
+#
+# Kilo*bytes*, not bits; *high* bandwidth; and the units are streaming **multi**processors, each with many cores. The
+# 19 TB/s are all of them together. Nor can a kernel use all 192 KB as shared memory: at most 164 of them, the rest is
+# cache.
+#
+# </details>
+
+# %%
+print(f"108 × 192 KB = {108 * 192 / 1024:.2f} MB in all; 19 TB/s is {19 / 1.5:.0f} times the 1.5 TB/s of the HBM, "
+      f"and {19e12 / 108 / 1e9:.0f} GB/s for each multiprocessor")
+
+# %% [markdown]
+# ### "192 KB and d = 64, so $B_c = \lceil 196{,}608 / 256 \rceil = 768$"
+#
+# *What is M?*
+#
+# <details><summary>Answer</summary>
+#
+# A number of *elements*. With two bytes each it is half, with four a quarter. And the formula has room for Q, K, V and O
+# only; the tile of scores is not counted, which is why $B_r$ is capped at $d$.
+#
+# </details>
+
+# %%
+d, kilobytes = 64, 192
+for size in (2, 4):
+    M = kilobytes * 1024 // size
+    B_c = -(-M // (4 * d))
+    B_r = min(B_c, d)
+    print(f"{size}-byte numbers: M = {M:,}, B_c = {B_c}, B_r = {B_r}; Q, K, V, O tiles {2 * d * (B_r + B_c):,} numbers, "
+          f"scores {B_r * B_c:,} more")
+
+# %% [markdown]
+# ### "FlashAttention, algorithm 1: for each block of queries, loop over the keys ..."
+#
+# *Which paper is that?*
+#
+# <details><summary>Answer</summary>
+#
+# The second. In the first the keys are outside, and O goes to slow memory after every tile, finished for the keys so far.
+# Counting the stores of O tells the two apart: $T_c\, n d$ against $n d$.
+#
+# </details>
+
+# %%
+q, k, v = draw.standard_normal((3, 64, 16))
+_, memory_1, count = algorithm_1(q, k, v, capacity=4 * 16 * 16)
+_, memory_2, _ = algorithm_2(q, k, v, 16, 16)
+print(f"stores of O: {memory_1.stored['O']:,} = {count['tiles_k']} × n d in the first, {memory_2.stored['O']:,} = n d "
+      "in the second")
+
+# %% [markdown]
+# ### "Load blocks, softmax, backward pass, write back, repeat"
+#
+# *When is the backward pass?*
+#
+# <details><summary>Answer</summary>
+#
+# After the whole forward pass of the whole model, when $dO$ exists. It is another kernel. It begins with nothing but Q,
+# K, V, O, the log-sum-exp and $dO$, and computes scores and weights again.
+#
+# </details>
+
+# %%
+with_lse = flash_attention_numpy(q, k, v)
+n, d = 4096, 64
+print(f"kept for {n:,} tokens: {4 * n * d + n:,} numbers (Q, K, V, O, log-sum-exp); the weights would be {n * n:,}")
+print("gradients from these alone:", [g.shape for g in flash_attention_backward_numpy(q, k, v, *with_lse, v)])
+
+# %% [markdown]
+# ### "Line 12: multiply by $e^{m_i - m^{new}}$"
+#
+# *Before the first tile $m_i$ is $-\infty$. When does this line give nan?*
+#
+# <details><summary>Answer</summary>
+#
+# When $m^{new}$ is $-\infty$ as well: the whole first tile is masked for that row. $-\infty - (-\infty)$ is nan, and a nan
+# stays. As printed, the algorithm has no mask and cannot meet this; with one, guard it.
+#
+# </details>
+
+# %%
+tile = np.array([[-np.inf, -np.inf]])
+with np.errstate(invalid="ignore"):
+    unguarded = np.exp(-np.inf - np.maximum(-np.inf, tile.max(1)))
+print("unguarded factor:", unguarded, "  exercise 6.1:", *online_softmax(np.array([-np.inf]), np.zeros(1), tile))
+q, k, v = draw.standard_normal((3, 6, 4))
+out, lse = flash_attention_numpy(q, k[:4], v[:4], causal=True, block_q=3, block_k=2)
+print("rows whose first tile is masked, wholly or in part: finite:", np.isfinite(out).all())
+
+# %% [markdown]
+# ### "FlashAttention trains GPT-2 3.5 times as fast"
+#
+# *As fast as what?*
+#
+# <details><summary>Answer</summary>
+#
+# As the implementation of Hugging Face of that time. Against Megatron-LM it is 1.7 times. And it is end-to-end training,
+# not the kernel. (Table 2 of 2205.14135, on 8 A100s, with equal perplexity.)
+#
+# </details>
+
+# %%
+days = {"GPT-2 small": (9.5, 4.7, 2.7), "GPT-2 medium": (21.0, 11.5, 6.9)}
+for model, (hugging_face, megatron, flash) in days.items():
+    print(f"{model:12s}: {hugging_face / flash:.1f} times as fast as Hugging Face, {megatron / flash:.1f} as Megatron-LM")
+
+# %% [markdown]
+# ### "An approximate attention, 1.5 times faster on BERT; 6.4 points of F1 on low-document classification"
+#
+# *What does the abstract say?*
+#
+# <details><summary>Answer</summary>
+#
+# **Exact** attention (the block-sparse variant is the approximate one); **15 %** end to end on BERT-large at length 512;
+# 3× on GPT-2 at 1K; 2.4× on long-range arena at 1K to 4K; 0.7 better perplexity on GPT-2 and 6.4 points of lift on
+# **long**-document classification; Path-X 61.4 %, Path-256 63.1 %. The last ones come from longer contexts, which it made
+# affordable. Not from the kernel: that gives the same numbers.
+#
+# </details>
+
+# %%
+minutes = 20.0, 17.4                                       # BERT-large to its target accuracy, 8 A100s, table 1
+print(f"BERT-large: {minutes[0] / minutes[1] - 1:.0%} faster, not 50 %")
+q, k, v = draw.standard_normal((3, 100, 16))
+print("exact to 1e-14:", np.abs(flash_attention_numpy(q, k, v)[0] - attention_numpy(q, k, v)).max() < 1e-14)
+
+# %% [markdown]
+# ### "Flash attention: O(n) memory, 2 to 4 times faster, with any model"
+#
+# *Generate one token with 100,000 in the cache. Which of the three holds?*
+#
+# <details><summary>Answer</summary>
+#
+# The *extra* memory is O(n) in any case; Q, K and V are there too. The factor is the first version against standard
+# attention, in training; the second version is around 2× the first. With one query there is one tile of queries: nothing
+# to run in parallel except the heads, and the scores are a single row anyway. There the keys are split instead
+# (Flash-Decoding, lecture 05), and merged as in exercise 6.2.
+#
+# </details>
+
+# %%
+for n_queries in (100_000, 1):
+    print(f"{n_queries:7,} queries: {-(-n_queries // 128):4d} tiles for blocks of threads to share, "
+          f"{4 * 100_000 * n_queries:,} bytes of scores for each head, were they stored")
+
+# %% [markdown]
+# ### "FlashAttention-2 reaches 35 % on an H100, so it is slow. And Llama 3 has a context of 1M"
+#
+# *Two statements. Which is half a truth?*
+#
+# <details><summary>Answer</summary>
+#
+# Both. 35 % of an H100's peak is what FlashAttention-2 reaches; it was written for the A100, where it reaches 50 to 73 %.
+# FlashAttention-3 uses what is new in the H100: 1.5 to 2.0 times as fast, up to 740 TFLOP/s, 75 %; close to 1.2 PFLOP/s
+# in 8 bits (abstract of 2407.08608). And Llama 3 was published with 8K tokens, Llama 3.1 with 128K; versions with 1M are
+# other people's fine-tunes.
+#
+# </details>
+
+# %%
+peak = 989                                                 # TFLOP/s of an H100 SXM, dense, half precision
+print(f"35 % are {0.35 * peak:.0f} TFLOP/s; 740 are {740 / peak:.0%}; {740 / (0.35 * peak):.1f} times as fast")
+
+# %% [markdown]
+# ### "Sigmoid attention is 17 % faster"
+#
+# *What is, and with what in its formula?*
+#
+# <details><summary>Answer</summary>
+#
+# The *inference kernel* is, on H100s, against FlashAttention-2 (abstract of 2409.04431): a model has other parts too. And
+# it is $\sigma(s + b)$ with a $b$ of about $-\log n$. Without it the weights of a row sum to $n/2$ at the beginning of
+# training, not to about 1. See Going further.
+#
+# </details>
+
+# %%
+n = 1024
+s = np.random.default_rng(21).standard_normal((200, n))
+for name, b in (("b = 0", 0.0), ("b = -log n", -np.log(n))):
+    print(f"{name:10s}: the weights of a row of {n} random scores sum to {(1 / (1 + np.exp(-s - b))).sum(1).mean():.1f}")
+
+# %% [markdown]
+# ## Going further
+#
+# Sections that can be read in any order. No later lecture needs them.
+
+# %% [markdown]
+# ### xFormers and memory-efficient attention: Rabe and Staats
+#
+# **Was FlashAttention the first without the matrix?** No. Half a year before, Rabe and Staats (2021, arXiv 2112.05682)
+# noted that self-attention "does not need $O(n^2)$ memory": cut the keys into chunks, keep for each chunk its output,
+# maximum and sum, combine them in the end. xFormers' *memory-efficient attention* is such a kernel. (They thought of
+# memory, not of traffic between memories.)
+
+# %%
+def chunked_attention(q, k, v, chunk_q, chunk_k):
+    """Attention as in 2112.05682: all chunks of keys first, one merge at the end, for each chunk of queries."""
+    out = np.empty((len(q), v.shape[1]), q.dtype)
+    for i in range(0, len(q), chunk_q):
+        q_i = q[i:i + chunk_q] / np.sqrt(q.shape[1])
+        parts = []
+        for j in range(0, len(k), chunk_k):
+            p = q_i @ k[j:j + chunk_k].T
+            m = p.max(1, keepdims=True)
+            p = np.exp(p - m)
+            l = p.sum(1, keepdims=True)
+            parts.append((p @ v[j:j + chunk_k] / l, (m + np.log(l))[:, 0]))
+        out[i:i + chunk_q] = merge_by_lse(*zip(*parts))[0]
+    return out
+
+# %% [markdown]
+# *Predict.* Small chunks of keys make small tiles, and many of them. At which size is the peak lowest? Chunks of 64
+# queries, $n = 4096$, $d = 16$.
+
+# %%
+q, k, v = rng.standard_normal((3, 4096, 16))
+print("agrees to 1e-12:", np.allclose(chunked_attention(q, k, v, 64, 256), attention_numpy(q, k, v), atol=1e-12))
+chunks = [16, 64, 256, 1024, 4096]
+peaks = [peak_bytes(chunked_attention, q, k, v, 64, chunk) - q.nbytes for chunk in chunks]
+plain, flash = peak_bytes(attention_numpy, q, k, v), peak_bytes(flash_attention_numpy, q, k, v) - q.nbytes
+lowest = chunks[int(np.argmin(peaks))]
+print(f"without the output: lowest with chunks of {lowest} keys; (n d)^(1/2) = {np.sqrt(4096 * 16):.0f}")
+print(f"the matrix needs more than 50 times that: {plain > 50 * min(peaks)};  merging at once needs less: "
+      f"{flash < min(peaks)}")
+
+# %% [markdown]
+# A chunk of $c$ keys needs $c$ scores for each query, and there are $n / c$ partial outputs of $d$ numbers to keep: the
+# sum is lowest at $c = \sqrt{nd}$, hence their $O(\sqrt n)$. Merging each chunk at once, as exercise 6.3 does, needs no
+# list of parts.
+
+# %% [markdown]
+# ### Flash, sparse: tiles that are never loaded
+#
+# **If a mask of tiles is known beforehand, what is saved?** All of a tile that is not needed: bytes and arithmetic. The
+# first paper has a block-sparse variant; its traffic is that of algorithm 1 times the share of tiles that are kept.
+# Lecture 07 is about which ones to keep.
+
+# %%
+n, B, d = 256, 32, 16
+q, k, v = rng.standard_normal((3, n, d))
+distance = np.abs(np.arange(n // B)[:, None] - np.arange(n // B))
+keep = (distance <= 1) | (np.arange(n // B) == 0)                       # neighbours, and the first tile of keys for all
+out, loaded = np.zeros_like(q), 0
+for i in range(n // B):
+    columns = np.flatnonzero(np.repeat(keep[i], B))                    # only these keys and values are read
+    out[i * B:(i + 1) * B], _ = flash_attention_numpy(q[i * B:(i + 1) * B], k[columns], v[columns])
+    loaded += 2 * columns.size * d
+mask = np.kron(keep, np.ones((B, B), bool))
+print("agrees with the mask to 1e-12:", np.allclose(out, attention_numpy(q, k, v, mask=mask), atol=1e-12))
+print(f"tiles kept: {keep.mean():.0%}; of K and V loaded: {loaded / (2 * n * d * (n // B)):.0%} of the dense traffic")
+
+# %% [markdown]
+# ### FlashAttention-3, first idea: ping-pong
+#
+# **A GPU does products and exponentials in different units. Can both be busy?** Count first, for one score and a head of
+# 128: $4 \cdot 128$ operations in products, one exponential.
+
+# %%
+products, exponentials = 989e12, 132 * 16 * 1.83e9         # per second on an H100: 132 multiprocessors, 16 a clock
+t_products, t_exponential = 4 * 128 / products, 1 / exponentials
+print(f"time for exponentials / time for products: {t_exponential / t_products:.2f}")
+
+# %% [markdown]
+# One exponential takes half as long as 512 operations of the tensor cores. Whoever does one after the other leaves the
+# tensor cores idle for a third of the time. FlashAttention-3 lets two groups of warps take turns: while one does its
+# softmax, the other one has the tensor cores. A barrier keeps them apart.
+
+# %%
+def schedule(groups, tiles, gemm=2, softmax=1):
+    """Jobs (group, unit, start, length) of warp groups that share tensor cores and exponential units, greedily."""
+    free, ready, jobs = {"products": 0, "softmax": 0}, [0] * groups, []
+    for _ in range(tiles):
+        for unit, length in (("products", gemm), ("softmax", softmax)):
+            for group in range(groups):
+                start = max(free[unit], ready[group])
+                jobs.append((group, unit, start, length))
+                free[unit] = ready[group] = start + length
+    return jobs
+
+figure, axes = plt.subplots(2, 1, figsize=(8, 3.6), sharex=True)
+busy = {}
+for ax, groups, tiles in zip(axes, (1, 2), (6, 6)):
+    jobs = schedule(groups, tiles)
+    for group, unit, start, length in jobs:
+        ax.barh(unit, length, left=start, height=0.8, color=("#0072B2", "#E69F00")[group], edgecolor="white",
+                hatch=("", "//")[group])
+    end = max(start + length for _, _, start, length in jobs)
+    busy[groups] = sum(length for _, unit, _, length in jobs if unit == "products") / end
+    ax.set(title=f"{groups} group{'s' * (groups > 1)} of warps: products run {busy[groups]:.0%} of the time", xlim=(0, 25))
+axes[1].set_xlabel("time (an exponential part = 1, the products of a tile = 2)")
+plotting.show("Two Gantt charts: with one group of warps products and softmax alternate and the tensor cores pause; "
+              "with two groups the products follow each other without a gap.")
+
+# %% [markdown]
+# (A tile's two products are drawn as one block.) With two groups the exponentials are hidden. Their ablation: 661 TFLOP/s
+# with overlap, 570 to 582 when one of its two forms is taken away (2407.08608, table 2).
+
+# %% [markdown]
+# ### FlashAttention-3, second idea: 8 bits and a rotation
+#
+# **The tensor cores are twice as fast on 8-bit numbers. What is lost?** A float of type e4m3 has three bits after the
+# leading one: steps of 12 %. It gets bad where a few entries are very large, and the queries and keys of language models
+# have such outliers. The remedy: turn queries and keys by the same orthogonal matrix $M$. The scores stay as they are,
+# $(QM)(KM)^\top = QK^\top$, and an outlier is spread over all entries of its row. $M$ is a Hadamard matrix with random
+# signs, because that costs $d \log d$ and no table ("incoherent processing").
+
+# %%
+def hadamard(d):
+    """The orthogonal Hadamard matrix (d, d) with entries of one size, for d a power of two."""
+    h = np.ones((1, 1))
+    while len(h) < d:
+        h = np.block([[h, h], [h, -h]])
+    return h / np.sqrt(d)
+
+def to_fp8(x, block=None):
+    """x (n, d) rounded to e4m3 with one scale for all, or for each block of rows."""
+    rows = x.reshape(-1, block or len(x), x.shape[1])
+    scale = np.abs(rows).max(axis=(1, 2), keepdims=True) / 448          # the largest e4m3
+    return (torch.from_numpy(rows / scale).to(torch.float8_e4m3fn).double().numpy() * scale).reshape(x.shape)
+
+M = rng.choice([-1.0, 1.0], 64)[:, None] * hadamard(64)
+print("orthogonal:", np.allclose(M @ M.T, np.eye(64)))
+spike = np.where(np.arange(64) == 3, 30.0, 1.0)
+print("largest entry of a row with an outlier of 30, before and after:", spike.max(), np.abs(spike @ M).max().round(1))
+
+# %% [markdown]
+# The test of the paper (section 4.3): entries $N(0, 1)$, and one in a thousand gets $N(0, 100)$ on top. A second one: two
+# *channels* are eight times as large for every token, as is reported of trained models. V is rounded too, the weights are
+# not. *Predict.* Which of the two does the rotation help more?
+
+# %%
+def scattered(draw, n=1024, d=64):
+    return draw.standard_normal((n, d)) + 10 * draw.standard_normal((n, d)) * (draw.random((n, d)) < 0.001)
+
+def channels(draw, n=1024, d=64):
+    return draw.standard_normal((n, d)) * np.where(np.isin(np.arange(d), (3, 17)), 8, 1)
+
+def error(kind, seed, rotate, block):
+    """Root mean square error of attention with Q, K and V in e4m3."""
+    draw = np.random.default_rng(seed)
+    q, k, v = (kind(draw) for _ in range(3))
+    turned = [a @ M if rotate else a for a in (q, k)]
+    rounded = attention_numpy(*(to_fp8(a, block) for a in (*turned, v)))
+    return np.sqrt(np.mean((rounded - attention_numpy(q, k, v)) ** 2))
+
+ways = {"one scale": (False, None), "a scale for 64 rows": (False, 64), "rotated": (True, None), "both": (True, 64)}
+errors = {kind.__name__: {way: [error(kind, seed, *how) for seed in range(3)] for way, how in ways.items()}
+          for kind in (scattered, channels)}
+for kind, rows in errors.items():
+    print(kind)
+    for way, e in rows.items():
+        print(f"   {way:20s} error " + "  ".join(f"{x:.4f}" for x in e) + f"   {np.mean(rows['one scale']) / np.mean(e):.1f} times less")
+
+# %%
+better = {kind: min(a / b for a, b in zip(rows["one scale"], rows["both"])) for kind, rows in errors.items()}
+print("scattered outliers: both together better by a factor of 1.3 for each seed:", better["scattered"] > 1.3)
+print("channels:           both together better by a factor of 2 for each seed:  ", better["channels"] > 2)
+
+# %% [markdown]
+# The paper reports 2.6 times less error on the first kind of data, and that nearly all of it is due to the rotation (9.1
+# against 9.3 in units of $10^{-3}$ without the blocks, 24 without the rotation). We find the same order, with a smaller
+# factor on the scattered outliers and a larger one on the channels; our weights are not rounded, theirs are.
+
+# %% [markdown]
+# ### Sigmoid attention: no row, no rescaling
+#
+# **Everything in this lecture comes from one fact: a softmax needs its whole row. What if it did not?** Take a sigmoid of
+# each score, by itself (Ramapuram et al. 2024, arXiv 2409.04431):
+#
+# $$O_i = \sum_j \sigma(s_{ij} + b)\, V_j, \qquad b = -\log n .$$
+#
+# No maximum, no sum, no rescaling, no log-sum-exp. Tiles of keys just add up.
+
+# %%
+def sigmoid_attention(q, k, v, bias):
+    return 1 / (1 + np.exp(-(q @ k.T / np.sqrt(q.shape[1]) + bias))) @ v
+
+q, k, v = rng.standard_normal((3, 100, 16))
+b = -np.log(100)
+tiles = sum(sigmoid_attention(q, k[j:j + 32], v[j:j + 32], b) for j in range(0, 100, 32))
+print("tiles add up, in any order:", np.allclose(tiles, sigmoid_attention(q, k, v, b), atol=1e-12))
+weights = 1 / (1 + np.exp(-(q @ k.T / 4 + b)))
+print(f"weights of a row sum to {weights.sum(1).min():.2f} to {weights.sum(1).max():.2f}, not to 1")
+
+# %% [markdown]
+# **Does it learn as well?** The recall task of lecture 01 (symbols go by; which was the one $k$ steps ago?), with 64
+# symbols: with softmax, with sigmoid, and with sigmoid without its $b$. *Predict the order of the three losses.*
+
+# %%
+from torch import nn
+from torch.nn import functional as F
+
+class Recall(nn.Module):
+    """The attention model of section 1.2, for 64 symbols; weigh(scores) turns scores (64, 64) into weights."""
+
+    def __init__(self, weigh, d=32):
+        super().__init__()
+        self.weigh = weigh
+        self.symbol, self.question, self.place = nn.Embedding(8, d), nn.Embedding(64, d), nn.Embedding(64, d)
+        self.answer = nn.Sequential(nn.Linear(2 * d, 2 * d), nn.ReLU(), nn.Linear(2 * d, 8))
+
+    def forward(self, stream):
+        x = self.symbol(stream)
+        scores = self.question.weight @ (x + self.place.weight).mT / x.shape[-1] ** 0.5
+        found = self.weigh(scores) @ x
+        return self.answer(torch.cat([found, self.question.weight.expand_as(x)], dim=-1))
+
+def streams(seed, batch=32):
+    draw = np.random.default_rng(seed)
+    while True:
+        yield [torch.from_numpy(ids) for ids in data.recall_stream(draw, batch, seq_len=64, n_symbols=8)]
+
+def recall_loss(model, batch):
+    stream, answers = batch
+    return F.cross_entropy(model(stream).mT, answers)
+
+# %%
+kinds = {"softmax": lambda s: torch.softmax(s, -1), "sigmoid, b = -log n": lambda s: torch.sigmoid(s - np.log(64)),
+         "sigmoid, b = 0": torch.sigmoid}
+losses = {name: np.array([training.fit(training.initialise(Recall(weigh).double(), seed), streams(seed), recall_loss,
+                                       steps=200, lr=1e-2).losses for seed in range(3)]) for name, weigh in kinds.items()}
+
+# %%
+plotting.curves({name: three.reshape(3, 20, 10).mean(-1) for name, three in losses.items()}, x=np.arange(10, 210, 10),
+                xlabel="steps of training", ylabel="loss (nats, mean of 10 steps)",
+                title="Sigmoid attention learns like softmax, if its b is right")
+plotting.show("Training loss against steps: softmax and sigmoid with b = -log n fall together within 100 steps, sigmoid "
+              "without b stays above and falls after 100 steps more.")
+mean = {name: three.mean(1) for name, three in losses.items()}
+soft, right, wrong = mean.values()
+print("with b = -log n: mean loss within a tenth of softmax's, for each seed:", (abs(right / soft - 1) < 0.1).all())
+print("with b = 0: at least one and a half times as high, for each seed:     ", (wrong > 1.5 * soft).all())
+
+# %% [markdown]
+# The paper's claim at this size: as good as softmax, given the bias. Measured over three seeds, the mean loss of the 200
+# steps is 4 to 5 % *below* softmax with $b = -\log n$, and twice as high with $b = 0$, which catches up in the end. What
+# it does not show is speed: FlashSigmoid's 17 % is a kernel's, on an H100.
+
+# %% [markdown]
+# ## Glossary
+#
+# The first line of each function's own description. If a definition changes in the code, it changes here.
+
+# %%
+import inspect
+
+from IPython.display import Markdown
+
+from attention import flash
+
+terms = {"online softmax": "online_softmax", "merging by log-sum-exp": "merge_by_lse",
+         "flash attention": "flash_attention_numpy", "its backward pass": "flash_attention_backward_numpy",
+         "causal tiles": "causal_tiles", "packed (varlen) attention": "flash_attention_varlen",
+         "ring attention, the schedule": "ring_attention_numpy", "ring attention, processes": "ring_attention"}
+rows = ["| term | function | what it is |", "|---|---|---|"]
+rows += [f"| {term} | `{name}` | {inspect.getdoc(getattr(flash, name)).splitlines()[0]} |" for term, name in terms.items()]
+Markdown("\n".join(rows))
+
+# %% [markdown]
+# *HBM* is the GPU's large memory, *SRAM* the fast one inside a multiprocessor; *IO* is what moves between them. The
+# *log-sum-exp* of a row is $m + \log \ell$. *Recomputation*: what the backward pass needs is calculated again, not stored.
+#
+# ## Summary
+#
+# - Attention was slow because of the bytes of its matrix, not because of its arithmetic. The matrix need not exist.
+# - A softmax can be finished in one pass: keep a maximum and a sum, and rescale when the maximum rises. Parts of a row
+#   merge by their log-sum-exp, in any order, on one processor or on many.
+# - Algorithm 1 moves $\Theta(n^2 d^2 / M)$ numbers instead of $\Theta(n^2)$. FlashAttention-2 turns the loops round: one
+#   division for each row, one store of the output, and tiles of queries that are independent of each other.
+# - The backward pass computes the weights again from the log-sum-exp. Memory is linear in both directions.
+# - A ring of processes is the same merge, with messages; under a causal mask the tokens should be dealt like cards.
+#
+# **Exercises left.**
+#
+# 1. `flash_attention_torch` gives no gradient to the log-sum-exp. Add it: $\partial L_i / \partial s_{ij} = P_{ij}$.
+# 2. Deal the tokens of the ring in zigzag: rank $r$ gets chunk $r$ and chunk $2P - 1 - r$ of $2P$. Is it balanced?
+# 3. Skip the rescaling when the maximum did not rise. How often is that, tile by tile, on random data?
+# 4. Key the generator of the dropout mask by element, so that tiles of any size replay the same mask.
+#
+# **Sources.** Milakov, Gimelshein 2018 (arXiv 1805.02867) · Rabe, Staats 2021 (2112.05682) · Dao, Fu, Ermon, Rudra, Ré
+# 2022 (2205.14135) · Dao 2023 (2307.08691) · Liu, Zaharia, Abbeel 2023 (2310.01889) · Brandon et al. 2023 (2311.09431) ·
+# Shah et al. 2024 (2407.08608) · Ramapuram et al. 2024 (2409.04431).
