@@ -41,6 +41,7 @@ IN_REGISTERS = (
 }
 """
 )
+TOO_FEW_REGISTERS = IN_REGISTERS.replace("47", "16")
 COPIED_FIRST = (
     SOFTMAX_HEAD
     + r"""
@@ -178,6 +179,7 @@ WRONG = {
     "4.7": [
         (RESULT_UNUSED, "Use what block_max and block_sum return"),
         (ONE_COLUMN_A_THREAD, "Let j go on in steps of 256"),
+        (TOO_FEW_REGISTERS, "an array of shape (2, 12000)"),
         (NOT_SHIFTED, "let the search for it start at -INFINITY"),
         (FROM_ZERO, "let the search for it start at -INFINITY"),
         (NO_EMPTY_ROWS, "replace a maximum of -INFINITY by 0"),
