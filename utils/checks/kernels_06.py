@@ -20,7 +20,7 @@ flash_shared = Exercise(
     fault_hints={
         "race": "Wait where numbers change hands: before the tiles are overwritten (__syncthreads), before they are used "
         "(__syncthreads), before the other weights of the row are read (__syncwarp).",
-        "uninitialised": "A barrier has to stand between load_rows and the first use of a tile.",
+        "unwritten shared memory": "A barrier has to stand between load_rows and the first use of a tile.",
         "shuffle": "row_max and row_sum need all sixteen threads of a row: call them outside of any if.",
         "deadlock": "Barriers and shuffles need all threads: put them outside of any if.",
         "barrier": "A barrier has to be reached by all 256 threads: put it outside of any if.",
@@ -133,7 +133,8 @@ def _(source, rng):
 
 
 @flash_shared.property(
-    "the sixteen threads of a row share the work", hint="Thread x has key first + x, and columns x, x + 16, ... of o_row."
+    "the sixteen threads of a row share the work",
+    hint="Thread x has key first + x, and columns x, x + 16, ... of o_row.",
 )
 def _(source, rng):
     d, n_tiles = 2 * TILE, 2
@@ -167,7 +168,8 @@ def must_spread(groups, what):
     """Raise Failed unless the eight places of each row of `groups` lie in eight different banks-of-four."""
     for group in groups:
         if len(set(group % LANES)) < LANES:
-            raise Failed(f"{what}: places {', '.join(map(str, group))} modulo 8 are {', '.join(map(str, group % LANES))}")
+            listed, banks = (", ".join(map(str, numbers)) for numbers in (group, group % LANES))
+            raise Failed(f"{what}: places {listed} modulo 8 are {banks}")
 
 
 @swizzle.property(

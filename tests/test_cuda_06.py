@@ -1,0 +1,385 @@
+"""Lecture 06 in CUDA: every rung of the ladder, on easy and on hard input; its bytes, to the byte; the backward pass."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from utils import cuda
+
+f = pytest.importorskip("attention.flash")
+if not hasattr(f, "flash_attention_cuda"):
+    pytest.skip("lecture 06 has no CUDA part yet", allow_module_level=True)
+
+TYPES = {"rows": torch.float32, "shared": torch.float32, "registers": torch.float32, "half": torch.float16,
+         "bfloat16": torch.bfloat16}  # fmt: skip
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+every_rung = pytest.mark.parametrize("rung", TYPES)
+
+
+def attended(q, k, v, causal=False, scale=None):
+    """Output and log-sum-exp in float64."""
+    q, k, v = (a.double().numpy() for a in (q, k, v))
+    n, m, d = q.shape[-2], k.shape[-2], q.shape[-1]
+    s = q @ np.swapaxes(k, -1, -2) * (d**-0.5 if scale is None else scale)
+    s = np.where(np.tri(n, m, m - n, dtype=bool), s, -np.inf) if causal else s
+    highest = s.max(axis=-1, keepdims=True, initial=-np.inf)
+    weights = np.exp(s - np.where(np.isneginf(highest), 0, highest))
+    total = weights.sum(axis=-1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        lse = np.where(total == 0, -np.inf, highest + np.log(total))
+    return weights / np.where(total == 0, 1, total) @ v, lse[..., 0]
+
+
+def draw(seed, n, m, d, heads=2, dtype=torch.float32):
+    rng = np.random.default_rng(seed)
+    return [torch.from_numpy(rng.standard_normal((heads, rows, d))).to(dtype) for rows in (n, m, m)]
+
+
+def climb(rung, q, k, v, causal=False, scale=None, **blocks):
+    """The report of a rung, after its output and log-sum-exp have been compared."""
+    kernel, launch, arguments = f.flash_launch(rung, q, k, v, causal, scale, **blocks)
+    report = kernel.check[launch](*arguments)
+    assert report.ok, report.problems[0]
+    must_agree(arguments[3:5], attended(q, k, v, causal, scale), TOLERANCE[q.dtype])
+    return report
+
+
+def must_agree(got, expected, tolerance):
+    (out, lse), (wanted, wanted_lse) = got, expected
+    np.testing.assert_allclose(out.double().numpy(), wanted, rtol=0, atol=tolerance * max(1, np.abs(wanted).max()))
+    np.testing.assert_allclose(lse.double().numpy(), wanted_lse, rtol=1e-6, atol=1e-5)
+
+
+# --- every rung ------------------------------------------------------------------------------------------------------
+
+
+@every_rung
+@pytest.mark.parametrize("d", [1, 7, 32, 33, 64, 80, 128])
+def test_every_rung_takes_any_d_and_ragged_lengths(rung, d):
+    climb(rung, *draw(d, 19, 37, d, dtype=TYPES[rung]))
+    climb(rung, *draw(d, 19, 37, d, dtype=TYPES[rung]), causal=True)
+
+
+@every_rung
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 70), (70, 1), (16, 16), (17, 33), (65, 65), (130, 67), (67, 130)])
+def test_every_rung_takes_any_lengths_with_and_without_a_causal_mask(rung, n, m):
+    climb(rung, *draw(n, n, m, 32, heads=1, dtype=TYPES[rung]))
+    climb(rung, *draw(n, n, m, 32, heads=1, dtype=TYPES[rung]), causal=True)
+
+
+@every_rung
+def test_queries_with_nothing_to_attend_to_are_zero_on_every_rung(rung):
+    q, k, v = draw(1, 90, 20, 32, dtype=TYPES[rung])
+    kernel, launch, arguments = f.flash_launch(rung, q, k, v, True)
+    arguments[3].fill_(9), arguments[4].fill_(9)
+    kernel.fast[launch](*arguments)
+    assert (arguments[3][:, :70] == 0).all() and torch.isneginf(arguments[4][:, :70]).all()
+    must_agree(arguments[3:5], attended(q, k, v, True), TOLERANCE[q.dtype])
+
+
+@every_rung
+@pytest.mark.parametrize("score", [-200.0, -1e4, 1e4])
+def test_scores_far_from_zero_give_no_nan_on_any_rung(rung, score):
+    q, k = (torch.ones(1, rows, 32, dtype=TYPES[rung]) for rows in (20, 45))
+    _, _, v = draw(2, 20, 45, 32, heads=1, dtype=TYPES[rung])
+    climb(rung, q, k, v, scale=score / 32)
+    climb(rung, q, k, v, causal=True, scale=score / 32)
+
+
+@every_rung
+def test_rows_whose_maximum_rises_and_falls_on_every_rung(rung):
+    _, _, v = draw(3, 20, 100, 32, heads=1, dtype=TYPES[rung])
+    slope = torch.linspace(-4, 4, 100)[:, None].expand(100, 32).to(TYPES[rung])
+    q = torch.ones(1, 20, 32, dtype=TYPES[rung])
+    for keys in (slope, slope.flip(0)):
+        climb(rung, q, keys[None].contiguous(), v, scale=1.0)
+
+
+@every_rung
+def test_bytes_equal_the_formula_on_twenty_random_sizes(rung):
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        n, m, d, causal = *(int(x) for x in rng.integers(1, (140, 140, 40))), bool(rng.integers(2))
+        q, k, v = draw(5, n, m, d, dtype=TYPES[rung])
+        kernel, launch, arguments = f.flash_launch(rung, q, k, v, causal)
+        report = kernel.check[launch](*arguments)
+        block_q = {"rows": 64, "shared": 16}.get(rung) or kernel.template[1]
+        loaded, stored = f.flash_bytes(n, m, d, block_q, causal, q.element_size())
+        assert (report.global_loaded, report.global_stored) == (2 * loaded, 2 * stored), (n, m, d, causal)
+
+
+@pytest.mark.parametrize("rung", ["registers", "half"])
+def test_block_sizes_do_not_change_the_answer_and_keys_not_the_bytes(rung):
+    q, k, v = draw(6, 70, 90, 24, dtype=TYPES[rung])
+    for block_q in (16, 40, 64):
+        reports = [climb(rung, q, k, v, causal=True, block_q=block_q, block_k=block_k) for block_k in (1, 16, 33, 64)]
+        assert len({(report.global_loaded, report.global_stored) for report in reports}) == 1
+
+
+@pytest.mark.parametrize("scores", [-200.0, 0.0, 1e4])
+@pytest.mark.parametrize("d", [7, 32, 64, 80, 128])
+def test_the_three_kernels_of_rung_1_agree_too(d, scores):
+    n, m = 19, 37
+    q, k, v = (a[0] for a in draw(7, n, m, d, heads=1))
+    k, scale = (k, d**-0.5) if scores == 0 else (torch.ones(m, d), scores / d)
+    q = q if scores == 0 else torch.ones(n, d)
+    s, p, out = torch.zeros(n, m), torch.zeros(n, m), torch.zeros(n, d)
+    cuda.compile(f.SCORES)[(3, 2), (16, 16)](q, k, s, n, m, d, scale)
+    cuda.compile(f.SOFTMAX_ROWS)[n, 32](s, p, m)
+    cuda.compile(f.BLEND)[(-(-d // 16), 2), (16, 16)](p, v, out, n, m, d)
+    np.testing.assert_allclose(out.numpy(), attended(q, k, v, scale=scale)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("d", [32, 64, 80, 128])
+def test_register_tiles_meet_no_bank_conflict_and_without_the_swizzle_many(d):
+    kernel, launch, arguments = f.flash_launch("registers", *draw(8, 64, 64, d, heads=1))
+    report = kernel.check[launch](*arguments)
+    plain = "__device__ int place(int row, int chunk, int chunks) { return row * chunks + chunk; }"
+    plain = cuda.compile(kernel.source.replace(f.SWIZZLE, plain), name="flash_registers", template=kernel.template)
+    assert report.bank_conflicts == 0
+    assert plain.check[launch](*arguments).bank_conflicts > 0.3 * sum(row.requests for row in report.rows if row.space == "shared")
+
+
+@pytest.mark.parametrize("rung", ["shared", "registers", "half", "bfloat16"])
+def test_neighbouring_threads_read_and_write_neighbouring_addresses(rung):
+    report = climb(rung, *draw(9, 64, 64, 64, heads=1, dtype=TYPES[rung]))
+    assert all(row.sectors == row.ideal_sectors for row in report.rows if row.space == "global" and row.array != "lse")
+
+
+def without(source, which):
+    """The source without one of its barriers, counted from 0."""
+    at = -1
+    for _ in range(which + 1):
+        at = min(place for place in (source.find(b, at + 1) for b in ("__syncthreads();", "__syncwarp();")) if place >= 0)
+    return source[:at] + source[source.index(";", at) + 1 :]
+
+
+# In the tensor cores kernel the other barriers are those of a warp, which wmma's own functions meet on the CPU.
+BARRIERS = [("rows", "FLASH_ROWS", 2), ("shared", "FLASH_SHARED", 3), ("registers", "FLASH_REGISTERS", 3),
+            ("half", "FLASH_TENSOR_CORES", 2)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rung", "name", "which"), [(r, name, i) for r, name, count in BARRIERS for i in range(count)])
+def test_every_barrier_is_needed_and_its_absence_reported(rung, name, which):
+    kernel, launch, arguments = f.flash_launch(rung, *draw(10, 33, 70, 32, heads=1, dtype=TYPES[rung]))
+    source = kernel.source.replace(getattr(f, name), without(getattr(f, name), which))
+    assert source != kernel.source
+    report = cuda.compile(source, name=kernel.name.split("<")[0], template=kernel.template).check[launch](*arguments)
+    assert "race" in {problem.kind for problem in report.problems}
+
+
+# --- the function around them ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_tensors_come_back_in_their_type(dtype):
+    q, k, v = draw(11, 30, 40, 48, dtype=dtype)
+    out, lse = f.flash_attention_cuda(q, k, v, True)
+    assert (out.dtype, lse.dtype) == (dtype, torch.float64 if dtype == torch.float64 else torch.float32)
+    must_agree((out, lse), attended(q, k, v, True), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_arrays_come_back_as_arrays(dtype):
+    arrays = [a.numpy().astype(dtype) for a in draw(12, 30, 40, 48)]
+    out, lse = f.flash_attention_cuda(*arrays)
+    assert out.dtype == dtype and isinstance(lse, np.ndarray)
+    expected = attended(*(torch.from_numpy(a) for a in arrays))
+    must_agree((torch.from_numpy(out), torch.from_numpy(lse)), expected, 1e-5 if dtype != np.float16 else 2e-3)
+
+
+def test_leading_axes_broadcast_and_may_be_missing():
+    q, k, v = draw(13, 9, 21, 16, heads=6)
+    out, lse = f.flash_attention_cuda(q.reshape(2, 3, 9, 16), k[:3], v[0])
+    expected, expected_lse = attended(q.reshape(2, 3, 9, 16), k[:3], v[0])
+    must_agree((out, lse), (expected, expected_lse), 1e-5)
+    must_agree(f.flash_attention_cuda(q[0], k[0], v[0]), attended(q[0], k[0], v[0]), 1e-5)
+
+
+def test_values_may_be_wider_or_narrower_than_keys():
+    q, k, v = draw(14, 9, 21, 16)
+    for d_v in (5, 40):
+        wide = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 21, d_v))).float()
+        must_agree(f.flash_attention_cuda(q, k, wide), attended(q, k, wide), 1e-5)
+
+
+def test_views_and_tensors_with_gradients_are_taken_and_left_alone():
+    storage = torch.from_numpy(np.random.default_rng(15).standard_normal((2, 16, 21))).float().requires_grad_()
+    q = storage.transpose(1, 2)[:, 3:10]
+    k, v = storage.transpose(1, 2), storage.detach().transpose(1, 2).flip(1)
+    before = storage.detach().clone()
+    out, _ = f.flash_attention_cuda(q, k, v)
+    must_agree((out, _), attended(q.detach(), k.detach(), v), 1e-5)
+    assert torch.equal(storage, before) and not out.requires_grad
+
+
+@pytest.mark.parametrize(("n", "m", "heads"), [(0, 5, 2), (5, 0, 2), (5, 5, 0)])
+def test_empty_axes(n, m, heads):
+    q, k, v = draw(16, n, m, 8, heads)
+    out, lse = f.flash_attention_cuda(q, k, v)
+    assert out.shape == (heads, n, 8) and lse.shape == (heads, n)
+    assert m or ((out == 0).all() and torch.isneginf(lse).all())
+    assert [g.shape for g in f.flash_attention_backward_cuda(q, k, v, out, lse, out)] == [q.shape, k.shape, v.shape]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"q": torch.ones(4)}, "q must have at least two axes"),
+        ({"k": torch.ones(6, 9)}, "q and k must have the same d_head, got 8 and 9"),
+        ({"v": torch.ones(5, 8)}, "k and v must have the same n_keys, got 6 and 5"),
+        ({"block_q": 0}, "block_q must be a whole number from 1 on, got 0"),
+        ({"block_k": 2.5}, "block_k must be a whole number from 1 on, got 2.5"),
+    ],
+)
+def test_bad_input_gets_a_sentence(change, words):
+    with pytest.raises(ValueError, match=words):
+        f.flash_attention_cuda(**{"q": torch.ones(4, 8), "k": torch.ones(6, 8), "v": torch.ones(6, 8)} | change)
+
+
+@pytest.mark.parametrize("width", [16, 64, 96, 128, 256, 512])
+def test_tiles_fit_into_the_shared_memory_of_every_gpu_up_to_512(width):
+    for needs in (f.registers_bytes, f.tensor_cores_bytes):
+        rows, keys = f.tile_sizes(64, 64, lambda rows, keys: needs(width, rows, keys))
+        assert needs(width, rows, keys) <= (48 if width <= 128 else 99) * 1024
+
+
+# --- backward --------------------------------------------------------------------------------------------------------
+
+
+def gradients(q, k, v, d_out, causal, scale=None):
+    """Of the formula, by torch, in float64; and output and log-sum-exp."""
+    inputs = [a.detach().double().requires_grad_() for a in (q, k, v)]
+    n, m, d = q.shape[-2], k.shape[-2], q.shape[-1]
+    s = inputs[0] @ inputs[1].mT * (d**-0.5 if scale is None else scale)
+    allowed = torch.ones(n, m, dtype=torch.bool).tril(m - n) if causal else torch.ones(n, m, dtype=torch.bool)
+    p = torch.softmax(s.masked_fill(~allowed, -1e300), -1) * allowed
+    return torch.autograd.grad(p @ inputs[2], inputs, d_out.double())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (16, 16, 32), (37, 50, 64), (50, 37, 80), (20, 33, 128), (7, 90, 7)])
+def test_gradients_agree_with_autograd(n, m, d, causal):
+    q, k, v = draw(n, n, m, d, dtype=torch.float64)
+    d_out = torch.from_numpy(np.random.default_rng(n + 1).standard_normal((2, n, d)))
+    got = f.flash_attention_backward_cuda(q, k, v, *f.flash_attention_cuda(q, k, v, causal), d_out, causal)
+    for ours, theirs in zip(got, gradients(q, k, v, d_out, causal), strict=True):
+        assert ours.dtype == torch.float64
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * max(1, theirs.abs().max()))
+
+
+def test_gradients_of_queries_with_nothing_to_attend_to_are_zero():
+    q, k, v = draw(17, 60, 21, 8)
+    out, lse = f.flash_attention_cuda(q, k, v, True)
+    d_q, d_k, d_v = f.flash_attention_backward_cuda(q, k, v, out, lse, torch.ones_like(out), True)
+    assert (d_q[:, :39] == 0).all()
+    assert all(torch.isfinite(g).all() for g in (d_q, d_k, d_v))
+
+
+@pytest.mark.parametrize("score", [-200.0, 1e4])
+def test_gradients_with_scores_far_from_zero(score):
+    q, k, (_, _, v) = torch.ones(1, 20, 16), torch.ones(1, 45, 16), draw(18, 20, 45, 16, heads=1)
+    out, lse = f.flash_attention_cuda(q, k, v, scale=score / 16)
+    got = f.flash_attention_backward_cuda(q, k, v, out, lse, torch.ones_like(out), scale=score / 16)
+    np.testing.assert_allclose(got[2], torch.full_like(v, 20 / 45), rtol=2e-3)        # lse itself is only good to 1e-3
+    assert all(torch.isfinite(g).all() for g in got)
+
+
+def test_gradients_take_broadcast_axes_other_widths_and_half_precision():
+    q, k, v = draw(19, 9, 21, 16, heads=6)
+    q, k, v = q.reshape(2, 3, 9, 16), k[:3], v[0, :, :5]
+    d_out = torch.from_numpy(np.random.default_rng(20).standard_normal((2, 3, 9, 5))).float()
+    expected = gradients(q, k, v, d_out, True)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 3e-2)):
+        inputs = [a.to(dtype) for a in (q, k, v)]
+        out, lse = f.flash_attention_cuda(*inputs, True)
+        got = f.flash_attention_backward_cuda(*inputs, out, lse, d_out.to(dtype), True)
+        for ours, theirs, given in zip(got, expected, inputs, strict=True):
+            assert ours.shape == given.shape and ours.dtype == dtype
+            np.testing.assert_allclose(ours.double(), theirs, rtol=0, atol=tolerance * theirs.abs().max())
+
+
+def test_gradients_of_arrays_are_arrays():
+    q, k, v = (a.numpy() for a in draw(21, 9, 9, 8))
+    out, lse = f.flash_attention_cuda(q, k, v)
+    got = f.flash_attention_backward_cuda(q, k, v, out, lse, out)
+    expected = gradients(*(torch.from_numpy(a) for a in (q, k, v, out)), False)
+    assert all(isinstance(g, np.ndarray) and np.abs(g - e.numpy()).max() < 1e-5 for g, e in zip(got, expected, strict=True))
+
+
+def test_gradients_of_a_wrong_shape_get_a_sentence():
+    q, k, v = draw(22, 9, 9, 8)
+    out, lse = f.flash_attention_cuda(q, k, v)
+    with pytest.raises(ValueError, match=r"d_out must have shape \(2, 9, 8\), got \(9, 8\)"):
+        f.flash_attention_backward_cuda(q, k, v, out, lse, out[0])
+    with pytest.raises(ValueError, match=r"lse must have shape \(2, 9\), got \(2, 9, 8\)"):
+        f.flash_attention_backward_cuda(q, k, v, out, out, out)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_backward_kernels_report_no_problem_and_load_what_they_must(causal):
+    n, m, d = 37, 50, 24
+    q, k, v = draw(23, n, m, d, heads=1)
+    out, lse = f.flash_attention_cuda(q, k, v, causal)
+    launches, _ = f.backward_launches(q, k, v, out, lse, out.clone(), causal, 0.2)
+    reports = [kernel.check[launch](*arguments) for kernel, launch, arguments in launches]
+    assert all(report.ok for report in reports), [report.problems for report in reports]
+    keys = sum(min(first + 16, n) + m - n if causal else m for first in range(0, n, 16))
+    assert reports[0].global_loaded == 4 * (3 * n * d + 16 * n + 2 * d * keys)               # each thread reads its lse
+    queries = sum(n - max(0, first + n - m) if causal else n for first in range(0, m, 16))
+    pairs = n * m if not causal else sum(i + 1 + m - n for i in range(n))
+    assert reports[1].global_loaded == 4 * (2 * m * d + 2 * d * queries + 2 * pairs)         # lse and delta of each pair
+
+
+def test_two_backward_runs_are_equal_to_the_bit():
+    q, k, v = draw(24, 70, 70, 32)
+    out, lse = f.flash_attention_cuda(q, k, v)
+    first, second = (f.flash_attention_backward_cuda(q, k, v, out, lse, out) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# --- on a GPU --------------------------------------------------------------------------------------------------------
+
+
+def registers_and_spills(source, instance):
+    """Registers of a thread, and bytes that it spills, when NVIDIA's compiler builds the kernel for Hopper."""
+    pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-core and nvidia-cuda-nvrtc are not installed")
+    from cuda.core import Program, ProgramOptions
+
+    from utils.cuda import gpu
+
+    before = gpu.__file__.replace("gpu.py", "gpu_before.h")
+    with open(before, encoding="utf-8") as header:
+        text = header.read() + source
+    said = io.StringIO()
+    options = ProgramOptions(arch="sm_90", std="c++17", ptxas_options=["-v"])
+    Program(text, "c++", options).compile("cubin", name_expressions=(instance,), logs=said)
+    numbers = said.getvalue().split()
+    return int(numbers[numbers.index("registers,") - 1]), int(numbers[numbers.index("spill") - 2])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_query_a_thread_spills_at_128_and_register_tiles_never():
+    assert registers_and_spills(f.FLASH_HEAD + f.FLASH_ROWS, "flash_rows<128>")[0] == 255
+    assert registers_and_spills(f.FLASH_HEAD + f.FLASH_ROWS, "flash_rows<128>")[1] > 0
+    source = f.FLASH_HEAD + f.SWIZZLE + f.CHUNKS + f.REGISTER_STEPS + f.FLASH_REGISTERS
+    for width in (32, 64, 96, 128):
+        rows, keys = f.tile_sizes(64, 64, lambda rows, keys: f.registers_bytes(width, rows, keys))
+        registers, spilled = registers_and_spills(source, f"flash_registers<{width}, {rows}, {keys}>")
+        assert registers <= 128 and spilled == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU, or a torch without CUDA")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_on_a_gpu_forward_and_backward_agree_with_the_cpu(dtype):
+    q, k, v = draw(25, 200, 150, 80, dtype=dtype)
+    out, lse = f.flash_attention_cuda(q, k, v, True)
+    on_gpu = [a.cuda() for a in (q, k, v)]
+    got, got_lse = f.flash_attention_cuda(*on_gpu, True)
+    must_agree((got.cpu(), got_lse.cpu()), attended(q, k, v, True), TOLERANCE[dtype])
+    theirs = f.flash_attention_backward_cuda(q, k, v, out, lse, out, True)
+    ours = f.flash_attention_backward_cuda(*on_gpu, got, got_lse, got, True)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a.cpu().double(), b.double(), rtol=0, atol=TOLERANCE[dtype] * b.double().abs().max() * 2)
