@@ -1,4 +1,4 @@
-"""Lecture 03's CUDA part: rotary embedding by a kernel, against NumPy and PyTorch, its bytes, and its numbers' limits."""
+"""Lecture 03's CUDA part: rotary embedding by a kernel, against NumPy and PyTorch, its limits and its bytes."""
 
 import numpy as np
 import pytest
@@ -118,7 +118,8 @@ def test_bytes_of_the_kernel_equal_the_floor_on_twenty_random_sizes(interleaved)
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_wide_rows_are_moved_in_full_vectors(interleaved):
     x, positions, frequencies = draw((2, 4, 8, 64), 32, False)
-    wide, grid, block, arguments, _ = r.rope_launch(*(torch.from_numpy(a) for a in (x, positions, frequencies)), 1.0, interleaved)
+    tensors = [torch.from_numpy(a) for a in (x, positions, frequencies)]
+    wide, grid, block, arguments, _ = r.rope_launch(*tensors, 1.0, interleaved)
     report = r.rope_kernel(wide).check[grid, block](*arguments)
     rows = [row for row in report.rows if row.array in ("x", "y")]
     assert wide and sum(row.requests for row in rows) == 2 * x.nbytes // 512

@@ -1,4 +1,7 @@
-"""Answers to the CUDA exercises of lecture 03: right ones, unlike the lecture's, and wrong ones with words of their report."""
+"""Answers to the CUDA exercises of lecture 03: right ones, unlike the lecture's, and wrong ones.
+
+WRONG pairs each wrong answer with words that the report must contain.
+"""
 
 PAIRS = r"""
 __device__ float2 turn(long long position, double frequency);
@@ -23,17 +26,19 @@ OVERWRITTEN = PAIRS.replace(BODY, """
     at[i + half] = at[i] * cs.y + at[i + half] * cs.x;
 """)
 OTHER_WAY_ROUND = PAIRS.replace("at[i] = a * cs.x - b", "at[i] = a * cs.x + b").replace("b * cs.x + a", "b * cs.x - a")
-DISTANCE_AND_POSITION = PAIRS.replace("turn(positions[row % seq],", "turn((positions[row % seq] - 1) * positions[row % seq],")
+DISTANCE_AND_POSITION = PAIRS.replace("float2 cs", "long long p = positions[row % seq];\n    float2 cs").replace(
+    "turn(positions[row % seq],", "turn((p - 1) * p,")
 AXIS_OF_HEADS = PAIRS.replace("positions[row % seq]", "positions[row / seq]")
 TOKEN_IS_THE_ROW = PAIRS.replace("positions[row % seq]", "row")
 FROM_ZERO = PAIRS.replace("positions[row % seq]", "row % seq")
 ANGLE_IN_SINGLE = PAIRS.replace(
     "turn(positions[row % seq], frequencies[i])",
-    "make_float2(cosf((float)positions[row % seq] * (float)frequencies[i]), sinf((float)positions[row % seq] * (float)frequencies[i]))",
-)
+    "make_float2(cosf((float)p * (float)frequencies[i]), sinf((float)p * (float)frequencies[i]))",
+).replace("float2 cs", "long long p = positions[row % seq];\n    float2 cs")
 NO_GUARD = PAIRS.replace("if (pair < n_rows * half)", "")
 FIRST_BLOCK_ONLY = PAIRS.replace("blockIdx.x * blockDim.x + threadIdx.x", "threadIdx.x")
-READ_AGAIN = PAIRS.replace(BODY, """
+# volatile, or a compiler may see that one read is enough
+READ_AGAIN = PAIRS.replace("float* at", "volatile float* at").replace(BODY, """
     float a = at[i];
     at[i] = a * cs.x - at[i + half] * cs.y;
     at[i + half] = at[i + half] * cs.x + a * cs.y;
@@ -43,7 +48,9 @@ ONE_ELEMENT_A_THREAD = PAIRS.replace("int half = d / 2, pair", "int half = d, pa
     if (i < d / 2) at[i] = at[i] * cs.x - at[i + d / 2] * cs.y;
     else at[i] = at[i - d / 2] * cs.y + at[i] * cs.x;
 """).replace("frequencies[i]);", "frequencies[0]);")
-COLUMN_AFTER_COLUMN = PAIRS.replace("int row = pair / half, i = pair - row * half", "int i = pair / n_rows, row = pair % n_rows")
+COLUMN_AFTER_COLUMN = PAIRS.replace(
+    "int row = pair / half, i = pair - row * half", "int i = pair / n_rows, row = pair % n_rows"
+)
 ONE_THREAD_A_ROW = PAIRS.replace("if (pair < n_rows * half) {", "if (i == 0 && row < n_rows) for (; i < half; ++i) {")
 PAIRS_BY_POINTER = r"""
 __device__ float2 turn(long long position, double frequency);
@@ -84,8 +91,10 @@ __global__ void rope_float4(float* x, const long long* positions, const double* 
 """
 ANGLES = FLOAT4[FLOAT4.index("    float2 t0"):FLOAT4.index("    for (int h")]
 LOOP = "    for (int h = 0; h < n_heads; ++h) {\n"
-PAIRED_INSIDE = FLOAT4.replace("(a.x, b.x, t0)", "(a.x, a.y, t0)").replace("(a.y, b.y, t1)", "(a.z, a.w, t1)") \
+PAIRED_INSIDE = (
+    FLOAT4.replace("(a.x, b.x, t0)", "(a.x, a.y, t0)").replace("(a.y, b.y, t1)", "(a.z, a.w, t1)")
     .replace("(a.z, b.z, t2)", "(b.x, b.y, t2)").replace("(a.w, b.w, t3)", "(b.z, b.w, t3)")
+)
 ONE_ANGLE_FOR_ALL = FLOAT4.replace("b.y, t1", "b.y, t0").replace("b.z, t2", "b.z, t0").replace("b.w, t3", "b.w, t0")
 FIRST_HEAD_ONLY = FLOAT4.replace("h < n_heads", "h < 1")
 TOKENS_BY_HEADS = FLOAT4.replace("(h * seq + token) * (d / 4)", "(token * n_heads + h) * (d / 4)")
@@ -104,10 +113,12 @@ ONE_FLOAT_AT_A_TIME = FLOAT4.replace(FLOAT4[FLOAT4.index("      float4* row"):FL
       }
 """)
 ANGLES_IN_THE_LOOP = FLOAT4.replace(ANGLES, "").replace(LOOP, LOOP + ANGLES)
-GROUPS_BY_COLUMN = FLOAT4.replace("token = thread / (d / 8), i = thread % (d / 8)", "token = thread % seq, i = thread / seq") \
-    .replace("if (token < seq)", "if (i < d / 8)")
-WRITTEN_TWICE = FLOAT4.replace("float4 a = row[i], b = row[i + d / 8];",
-                               "float4 a = row[i], b = row[i + d / 8];\n      row[i].x = 0;\n      a.y = row[i].y;")
+GROUPS_BY_COLUMN = FLOAT4.replace(
+    "token = thread / (d / 8), i = thread % (d / 8)", "token = thread % seq, i = thread / seq"
+).replace("if (token < seq)", "if (i < d / 8)")
+FLOAT4_READ_AGAIN = FLOAT4.replace(
+    "b = row[i + d / 8];", "b = row[i + d / 8];\n      a.y = *(volatile float*)&row[i].y;"
+)
 
 RIGHT = {"3.7": [PAIRS, PAIRS_BY_POINTER], "3.8": [FLOAT4]}
 WRONG = {
@@ -136,7 +147,7 @@ WRONG = {
         (FLOAT4_NO_GUARD, "threads to spare"),
         (MISALIGNED, "make row a float4* first"),
         (ONE_FLOAT_AT_A_TIME, "Load float4 a = row[i]"),
-        (WRITTEN_TWICE, "bytes of x were"),
+        (FLOAT4_READ_AGAIN, "bytes of x were"),
         (ANGLES_IN_THE_LOOP, "bytes of frequencies were read"),
         (GROUPS_BY_COLUMN, "Number the groups token after token."),
     ],

@@ -19,7 +19,8 @@ def frequencies_of(d):
 def rotated(x, positions):
     """Half-split rotary embedding of (heads, seq, d), by complex numbers in float64."""
     half = x.shape[-1] // 2
-    pairs = (x[..., :half] + 1j * x[..., half:].astype(float)) * np.exp(1j * positions[:, None] * frequencies_of(2 * half))
+    pairs = x[..., :half] + 1j * x[..., half:].astype(float)
+    pairs *= np.exp(1j * positions[:, None] * frequencies_of(2 * half))
     return np.concatenate([pairs.real, pairs.imag], axis=-1)
 
 
@@ -56,7 +57,7 @@ def must_need(report, enough):
 
 
 def must_be_neighbours(report):
-    """Raise Failed where the lanes of a request to x lie far apart. A few sectors too many come from the end of a row."""
+    """Raise Failed where the lanes of a request to x lie far apart. A few sectors too many come from row ends."""
     for row in rows_of(report, "x"):
         if row.sectors >= 2 * row.ideal_sectors:
             raise Failed(f"line {row.line} fetches {row.sectors} sectors where {row.ideal_sectors} would do")
