@@ -1,6 +1,7 @@
 # Generated from solutions/03_rotary_positional_embeddings.py by `python course.py build`. Edit that file, not this one.
 """Lecture 03 · Rotary positional embeddings: the finished code."""
 
+import functools
 import math
 
 import numpy as np
@@ -8,18 +9,7 @@ import torch
 from torch import nn
 
 from attention.multi_head import Positions
-
-
-def sinusoidal_positions(positions, d_model, base=10000.0):
-    """Sinusoids of falling frequency: sine in the even columns, cosine in the odd ones.
-
-    positions (...), d_model even. Returns (..., d_model) float64: [..., 2i] = sin(p / base^(2i/d_model)), [..., 2i+1]
-    its cosine. Raises ValueError for an odd d_model. Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.5.
-    """
-    if d_model < 2 or d_model % 2:
-        raise ValueError(f"d_model must be even and positive, got {d_model}")
-    angles = np.asarray(positions, float)[..., None] * base ** (-np.arange(0, d_model, 2) / d_model)
-    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(*angles.shape[:-1], d_model)
+from utils import cuda
 
 
 class Learned(Positions):
@@ -35,6 +25,18 @@ class Learned(Positions):
                              f"got {int(positions.max())}")
         return x + self.table(positions)
 
+
+def sinusoidal_positions(positions, d_model, base=10000.0):
+    """Sinusoids of falling frequency: sine in the even columns, cosine in the odd ones.
+
+    positions of any shape (...), d_model even. Returns (..., d_model) float64: [..., 2i] = sin(p / base^(2i/d_model)),
+    [..., 2i+1] its cosine. Raises ValueError for an odd d_model. Source: Vaswani et al. 2017 (1706.03762), section 3.5.
+    """
+    if d_model < 2 or d_model % 2:
+        raise ValueError(f"d_model must be even and positive, got {d_model}")
+    angles = np.asarray(positions, float)[..., None] * base ** (-np.arange(0, d_model, 2) / d_model)
+    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(*angles.shape[:-1], d_model)
+
 class Sinusoidal(Positions):
     """Fixed sinusoids, added to the embeddings."""
 
@@ -43,29 +45,25 @@ class Sinusoidal(Positions):
         return x + torch.from_numpy(table).to(x)
 
 
+def relative_positions(n_queries, n_keys):
+    """Key position minus query position, int64 (n_queries, n_keys), aligned at the bottom right."""
+    return np.arange(n_keys) - (np.arange(n_queries) + n_keys - n_queries)[:, None]
+
 def t5_buckets(relative, n_buckets=32, max_distance=128, bidirectional=True):
     """Sort key position minus query position into buckets: small distances get one each, large ones share.
 
     relative: integers of any shape. Half of the buckets of a side are exact, half logarithmic up to max_distance;
     with bidirectional half of all are for keys behind the query, otherwise those all count as distance 0.
-    Returns int64 in [0, n_buckets). Source: Raffel et al. 2019 (arXiv 1910.10683), section 2.1.
+    Returns int64 in [0, n_buckets). Source: Raffel et al. 2019 (arXiv 1910.10683), section 2.1, and its code.
     """
-    relative = np.asarray(relative)
-    offset = 0
+    relative, offset, distance = np.asarray(relative), 0, np.maximum(-np.asarray(relative), 0)
     if bidirectional:
         n_buckets //= 2
-        offset = np.where(relative > 0, n_buckets, 0)
-        distance = np.abs(relative)
-    else:
-        distance = np.maximum(-relative, 0)
+        offset, distance = np.where(relative > 0, n_buckets, 0), np.abs(relative)
     exact = n_buckets // 2
     growth = np.log(np.maximum(distance, exact) / exact) / math.log(max_distance / exact)
-    shared = exact + (growth * (n_buckets - exact) + 1e-6).astype(np.int64)    # powers of two belong to their own bucket
+    shared = exact + (growth * (n_buckets - exact) + 1e-6).astype(np.int64)    # a power of two starts its own bucket
     return offset + np.where(distance < exact, distance, np.minimum(shared, n_buckets - 1))
-
-def relative_positions(n_queries, n_keys):
-    """Key position minus query position, int64 (n_queries, n_keys), aligned at the bottom right."""
-    return np.arange(n_keys) - (np.arange(n_queries) + n_keys - n_queries)[:, None]
 
 class T5Bias(Positions):
     """One trained number for each head and bucket of distances, added to the scores."""
@@ -92,8 +90,9 @@ def alibi_slopes(n_heads):
         raise ValueError(f"n_heads must be at least 1, got {n_heads}")
     power = 2 ** int(math.log2(n_heads))
     slopes = 2.0 ** (-8 * np.arange(1, power + 1) / power)
-    between = 2.0 ** (-4 * np.arange(1, 2 * power + 1, 2) / power)
+    between = 2.0 ** (-8 * np.arange(1, 2 * power + 1, 2) / (2 * power))
     return np.concatenate([slopes, between[:n_heads - power]])
+
 
 class ALiBi(Positions):
     """A penalty on the scores that grows with the distance, at another slope in each head. Nothing is trained."""
@@ -117,11 +116,12 @@ def check_rope(x, positions, frequencies):
     if len(pairs) != 1 or 2 * pairs[0] > shape[-1]:
         raise ValueError(f"frequencies must be one for each pair of the {shape[-1]} columns of x at most, got {pairs}")
 
-def rope_pairs(n_pairs, interleaved):
-    """Where the two halves of each pair stand in the last axis, as two slices."""
+def pair_slices(n_pairs, interleaved):
+    """Where the first and the second members of all pairs stand in the last axis, as two slices."""
     if interleaved:
         return slice(0, 2 * n_pairs, 2), slice(1, 2 * n_pairs, 2)
     return slice(0, n_pairs), slice(n_pairs, 2 * n_pairs)
+
 
 def apply_rope_numpy(x, positions, frequencies, attention_scale=1.0, interleaved=False):
     """Turn each pair of columns of x by position times frequency, in NumPy. The oracle of the other two.
@@ -134,16 +134,36 @@ def apply_rope_numpy(x, positions, frequencies, attention_scale=1.0, interleaved
     """
     x, positions, frequencies = np.asarray(x), np.asarray(positions), np.asarray(frequencies, np.float64)
     check_rope(x, positions, frequencies)
-    work = np.result_type(x, np.float32)
     angles = positions[..., None].astype(np.float64) * frequencies
-    if positions.ndim == 2:
+    if positions.ndim == 2:                                          # (batch, 1, ..., seq, n_pairs)
         angles = angles.reshape(len(x), *[1] * (x.ndim - 3), *angles.shape[1:])
+    work = np.result_type(x, np.float32)
     cos, sin = (attention_scale * np.cos(angles)).astype(work), (attention_scale * np.sin(angles)).astype(work)
-    first, second = rope_pairs(len(frequencies), interleaved)
+    first, second = pair_slices(len(frequencies), interleaved)
     a, b = x[..., first].astype(work), x[..., second].astype(work)
     out = x.astype(work)
     out[..., first], out[..., second] = a * cos - b * sin, a * sin + b * cos
     return out.astype(np.result_type(x, np.float16), copy=False)
+
+
+def interleaved_to_half_split(w, n_heads):
+    """Reorder the columns of a projection so that half-split RoPE does what interleaved RoPE did.
+
+    w (d_model, n_heads * d_head), d_head even. Returns the same shape and type. Raises ValueError where the columns do
+    not make n_heads heads of even size.
+    """
+    if n_heads < 1 or w.shape[-1] % (2 * n_heads):
+        raise ValueError(f"w must have an even number of columns for each of {n_heads} heads, got {w.shape[-1]} columns")
+    pairs = w.reshape(len(w), n_heads, -1, 2)
+    return pairs.swapaxes(-1, -2).reshape(w.shape)
+
+
+def shift_keys(k, shift, frequencies, interleaved=False):
+    """Move cached keys by `shift` positions: RoPE at p, then shift_keys, is RoPE at p + shift.
+
+    k (..., seq, d), already rotated; frequencies and interleaved as in apply_rope_numpy. Returns the shape of k.
+    """
+    return apply_rope_numpy(k, np.full(k.shape[-2], shift), frequencies, interleaved=interleaved)
 
 
 def apply_rope_torch(x, positions, frequencies, attention_scale=1.0, interleaved=False):
@@ -154,13 +174,13 @@ def apply_rope_torch(x, positions, frequencies, attention_scale=1.0, interleaved
     positions = torch.as_tensor(positions, device=x.device)
     frequencies = torch.as_tensor(frequencies, device=x.device)
     check_rope(x, positions, frequencies)
-    work = torch.promote_types(x.dtype, torch.float32 if x.is_floating_point() else torch.float64)
     angles = positions[..., None].double() * frequencies.double()
-    if positions.dim() == 2:
+    if positions.dim() == 2:                                         # (batch, 1, ..., seq, n_pairs)
         angles = angles.reshape(len(x), *[1] * (x.dim() - 3), *angles.shape[1:])
+    work = torch.promote_types(x.dtype, torch.float32 if x.is_floating_point() else torch.float64)
     cos, sin = (attention_scale * angles.cos()).to(work), (attention_scale * angles.sin()).to(work)
     n_pairs = len(frequencies)
-    first, second = rope_pairs(n_pairs, interleaved)
+    first, second = pair_slices(n_pairs, interleaved)
     a, b = x[..., first].to(work), x[..., second].to(work)
     a, b = a * cos - b * sin, a * sin + b * cos
     turned = torch.stack([a, b], dim=-1).flatten(-2) if interleaved else torch.cat([a, b], dim=-1)
@@ -168,31 +188,41 @@ def apply_rope_torch(x, positions, frequencies, attention_scale=1.0, interleaved
     return out.to(x.dtype) if x.is_floating_point() else out
 
 
-def ntk_base(base, factor, d_rot):
-    """The base whose slowest pair is `factor` times slower, while the fastest keeps its frequency of 1.
+def ntk_frequencies(frequencies, factor):
+    """NTK-aware scaling: the fastest pair as it was, the slowest `factor` times slower, a geometric sequence between.
 
-    Source: NTK-aware scaling, section 3.1 of Peng et al. 2023 (arXiv 2309.00071).
+    frequencies (n_pairs,), fastest first. Returns (n_pairs,). Raises ValueError for fewer than two pairs.
+    Source: section 3.1 of Peng et al. 2023 (arXiv 2309.00071), there as a change of the base.
     """
-    return base * factor ** (d_rot / (d_rot - 2))
+    if len(frequencies) < 2:
+        raise ValueError(f"frequencies must be of at least two pairs, got {len(frequencies)}")
+    passed = np.arange(len(frequencies)) / (len(frequencies) - 1)
+    return frequencies / factor**passed
+
+
+def keep_by_turns(frequencies, length, slow, fast):
+    """How much of its own frequency each pair keeps, by the turns it makes within `length`: (n_pairs,) from 0 to 1.
+
+    0 for at most `slow` turns, 1 for at least `fast`, a straight line between. Raises ValueError unless slow < fast.
+    Source: the ramp of Peng et al. 2023 (arXiv 2309.00071), section 3.2; Llama 3.1 uses it with 1 and 4.
+    """
+    if not slow < fast:
+        raise ValueError(f"slow must be less than fast, got {slow} and {fast}")
+    turns = length * frequencies / (2 * math.pi)
+    return np.clip((turns - slow) / (fast - slow), 0, 1)
+
 
 def yarn_keep(d_rot, base, length, beta_slow=1.0, beta_fast=32.0):
-    """How much of its own frequency each pair keeps under YaRN, the rest is interpolated: (d_rot / 2,) float64.
+    """How much of its own frequency each pair keeps in published YaRN models: (d_rot / 2,) float64.
 
-    1 for pairs that make more than beta_fast turns within the trained length, 0 for fewer than beta_slow, a ramp over
-    the pairs between. The ends of the ramp are whole pairs, as in the published models.
-    Source: Peng et al. 2023 (arXiv 2309.00071), section 3.2.
+    As keep_by_turns, but linear in the number of the pair, between the pairs that make beta_fast and beta_slow turns,
+    rounded outwards to whole pairs. Source: the code of Peng et al. 2023 (arXiv 2309.00071).
     """
     def pair_with(turns):
         return d_rot * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base))
 
     low, high = max(math.floor(pair_with(beta_fast)), 0), min(math.ceil(pair_with(beta_slow)), d_rot - 1)
     return 1 - np.clip((np.arange(d_rot // 2) - low) / max(high - low, 1e-3), 0, 1)
-
-def llama3_keep(frequencies, length, low_freq_factor, high_freq_factor):
-    """How much of its own frequency each pair keeps in Llama 3.1: (n_pairs,) float64, linear in the turns made."""
-    turns = length * frequencies / (2 * math.pi)
-    return np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
-
 
 def yarn_attention_factor(scaling):
     """What cosine and sine are multiplied with under YaRN: 0.1 ln(factor) + 1, unless the model says otherwise."""
@@ -205,9 +235,22 @@ def yarn_attention_factor(scaling):
     above, below = scaling.get("mscale"), scaling.get("mscale_all_dim")
     return grown(above) / grown(below) if above and below else grown(1.0)
 
+
 NEEDED = {"default": [], "linear": ["factor"], "dynamic": ["factor", "original_max_position_embeddings"],
           "yarn": ["factor", "original_max_position_embeddings"],
           "llama3": ["factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"]}
+
+def check_scaling(scaling):
+    """Raise ValueError, in one sentence, unless a scaling has a known rope_type and what that needs."""
+    kind = scaling.get("rope_type", "default")
+    if kind not in NEEDED:
+        raise ValueError(f"rope_type must be one of {', '.join(NEEDED)}, got {kind!r}")
+    missing = [key for key in NEEDED[kind] if scaling.get(key) is None]
+    if missing:
+        raise ValueError(f"scaling of rope_type {kind} must have {', '.join(missing)}, got {sorted(scaling)}")
+    if scaling.get("factor", 1.0) <= 0:
+        raise ValueError(f"factor must be positive, got {scaling['factor']}")
+
 
 def rope_frequencies(d_head, base=10000.0, scaling=None):
     """Frequencies of the pairs, in radians per position, and the factor for cosine and sine.
@@ -221,25 +264,26 @@ def rope_frequencies(d_head, base=10000.0, scaling=None):
     published with Llama 3.1.
     """
     scaling = dict(scaling or {})
-    kind = scaling.get("rope_type", "default")
-    if kind not in NEEDED:
-        raise ValueError(f"rope_type must be one of {', '.join(NEEDED)}, got {kind!r}")
-    missing = [key for key in NEEDED[kind] if scaling.get(key) is None]
-    if missing:
-        raise ValueError(f"scaling of rope_type {kind} must have {', '.join(missing)}, got {sorted(scaling)}")
+    check_scaling(scaling)
     base, d_rot = scaling.get("rope_theta", base), int(d_head * scaling.get("partial_rotary_factor", 1.0))
     if d_rot < 2 or d_rot % 2:
         raise ValueError(f"the rotated part of d_head must be even and at least 2, got {d_rot} of {d_head}")
     factor, length = scaling.get("factor", 1.0), scaling.get("original_max_position_embeddings")
-    if kind == "dynamic":
-        stretch = factor * max(scaling.get("seq_len", length), length) / length - (factor - 1)
-        base = ntk_base(base, stretch, d_rot)
+    keep, attention_scale = 1.0, 1.0
+    kind = scaling.get("rope_type", "default")
     frequencies = base ** (-np.arange(0, d_rot, 2) / d_rot)
-    keep = {"linear": lambda: 0.0,
-            "yarn": lambda: yarn_keep(d_rot, base, length, scaling.get("beta_slow") or 1, scaling.get("beta_fast") or 32),
-            "llama3": lambda: llama3_keep(frequencies, length, scaling["low_freq_factor"], scaling["high_freq_factor"]),
-            }.get(kind, lambda: 1.0)()
-    return frequencies * (keep + (1 - keep) / factor), yarn_attention_factor(scaling) if kind == "yarn" else 1.0
+    match kind:
+        case "dynamic":
+            longer = max(scaling.get("seq_len", length), length) / length
+            frequencies = ntk_frequencies(frequencies, factor * longer - (factor - 1))
+        case "linear":
+            keep = 0.0
+        case "llama3":
+            keep = keep_by_turns(frequencies, length, scaling["low_freq_factor"], scaling["high_freq_factor"])
+        case "yarn":
+            keep = yarn_keep(d_rot, base, length, scaling.get("beta_slow") or 1, scaling.get("beta_fast") or 32)
+            attention_scale = yarn_attention_factor(scaling)
+    return frequencies * (keep + (1 - keep) / factor), attention_scale
 
 
 class Rotary(Positions):
@@ -261,3 +305,152 @@ class Rotary(Positions):
             longest = self.scaling | {"seq_len": int(positions.max()) + 1}
             frequencies, _ = rope_frequencies(self.d_head, self.base, longest)
         return apply_rope_torch(x, positions, frequencies, self.attention_scale, self.interleaved)
+
+
+TURN = r"""
+// cosine and sine of position * frequency
+__device__ float2 turn(long long position, double frequency) {
+  double angle = position * frequency;
+  angle -= 6.283185307179586 * rint(angle * 0.15915494309189535);       // whole turns
+  float small = (float)angle;
+  return make_float2(cosf(small), sinf(small));
+}
+// the pair (a, b) turned, where it stands; t is (cosine, sine)
+__device__ void rotate(float& a, float& b, float2 t) {
+  float turned = a * t.x - b * t.y;
+  b = a * t.y + b * t.x;
+  a = turned;
+}
+"""
+
+
+ROPE_PAIRS = r"""
+__device__ float2 turn(long long position, double frequency);        // (cosine, sine), see above
+
+__global__ void rope_pairs(float* x, const long long* positions, const double* frequencies,
+                           int n_rows, int seq, int d) {
+  size_t pair = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+  int half = d / 2, i = pair % half;
+  size_t row = pair / half;
+  if (row >= n_rows) return;
+  float2 t = turn(positions[row % seq], frequencies[i]);
+  float *first = x + row * d + i, *second = first + half;
+  float a = *first, b = *second;
+  *first = a * t.x - b * t.y;
+  *second = a * t.y + b * t.x;
+}
+"""
+
+
+def pairs_kernel():
+    """The kernel of exercise 3.7 with the function that it calls."""
+    return cuda.compile(ROPE_PAIRS + TURN, name="rope_pairs")
+
+
+ROPE_FLOAT4 = r"""
+__device__ float2 turn(long long position, double frequency);        // (cosine, sine), see above
+__device__ void rotate(float& a, float& b, float2 t);                // turns (a, b), see above
+__global__ void rope_float4(float* x, const long long* positions, const double* frequencies,
+                            int n_heads, int seq, int d) {
+  size_t group = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+  int groups = d / 8, i = group % groups;
+  size_t token = group / groups;
+  if (token >= seq) return;
+  float2 t[4];
+  for (int w = 0; w < 4; ++w) t[w] = turn(positions[token], frequencies[4 * i + w]);
+  for (int head = 0; head < n_heads; ++head) {
+    float4* row = reinterpret_cast<float4*>(x + ((size_t)head * seq + token) * d);
+    float4 a = row[i], b = row[i + groups];
+    rotate(a.x, b.x, t[0]), rotate(a.y, b.y, t[1]), rotate(a.z, b.z, t[2]), rotate(a.w, b.w, t[3]);
+    row[i] = a, row[i + groups] = b;
+  }
+}
+"""
+
+
+def float4_kernel():
+    """The kernel of exercise 3.8 with the functions that it calls."""
+    return cuda.compile(ROPE_FLOAT4 + TURN, name="rope_float4")
+
+
+ROPE = r"""
+__device__ void meet(float& a, float& b, const float2* t, int) { rotate(a, b, t[0]); }
+__device__ void meet(float4& a, float4& b, const float2* t, int interleaved) {
+  if (interleaved) {
+    rotate(a.x, a.y, t[0]), rotate(a.z, a.w, t[1]), rotate(b.x, b.y, t[2]), rotate(b.z, b.w, t[3]);
+  } else {
+    rotate(a.x, b.x, t[0]), rotate(a.y, b.y, t[1]), rotate(a.z, b.z, t[2]), rotate(a.w, b.w, t[3]);
+  }
+}
+template <typename V>                                   // V is float or float4
+__global__ void rope(const float* x, const long long* positions, const double* frequencies, float* y, int n_tokens,
+                     int seq, int n_heads, int d, int n_pairs, int interleaved, float attention_scale) {
+  const int width = sizeof(V) / sizeof(float);
+  int half = n_pairs / width, items = d / width - half; // of a row: vectors with a partner, then those only copied
+  size_t thread = (size_t)blockIdx.x * blockDim.x + threadIdx.x, token = thread / items;
+  int i = thread % items;
+  if (token >= n_tokens) return;
+
+  // angles: once for all heads of this thread
+  float2 t[width];
+  for (int w = 0; w < width && i < half; ++w) {
+    int pair = interleaved && width == 4 ? 2 * (i + w / 2 * half) + w % 2 : width * i + w;
+    t[w] = turn(positions[token], frequencies[pair]);
+    t[w].x *= attention_scale, t[w].y *= attention_scale;
+  }
+  int first = interleaved && width == 1 ? 2 * i : i, second = interleaved && width == 1 ? first + 1 : i + half;
+
+  for (int head = blockIdx.y; head < n_heads; head += gridDim.y) {
+    size_t row = ((token / seq * n_heads + head) * seq + token % seq) * d;
+    const V* from = reinterpret_cast<const V*>(x + row);
+    V* to = reinterpret_cast<V*>(y + row);
+    if (i < half) {                                     // load, rotate, write
+      V a = from[first], b = from[second];
+      meet(a, b, t, interleaved);
+      to[first] = a, to[second] = b;
+    } else {                                            // past the pairs: copy
+      to[i + half] = from[i + half];
+    }
+  }
+}
+"""
+
+
+@functools.cache
+def rope_kernel(wide):
+    """The kernel for float4 if wide, else for float, compiled on first use."""
+    if wide:
+        return cuda.compile(TURN + ROPE, name="rope", template=("float4",))
+    return cuda.compile(TURN + ROPE, name="rope", template=("float",))
+
+def rope_launch(x, positions, frequencies, attention_scale=1.0, interleaved=False):
+    """Whether float4 fits, grid, block, arguments and output of the kernel, for a tensor x (..., seq, d)."""
+    x = x.detach().float().contiguous()
+    seq, d, n_pairs = x.shape[-2], x.shape[-1], len(frequencies)
+    n_heads = x[..., 0, 0].numel() // (len(x) if positions.ndim == 2 else 1)
+    wide = n_pairs % 4 == 0 and d % 4 == 0 and x.data_ptr() % 16 == 0
+    n_tokens, out = positions.numel(), torch.empty_like(x)
+    threads = n_tokens * (d - n_pairs) // (4 if wide else 1)
+    grid = -(-threads // 256), min(-(-n_heads // 8), 65_535)
+    arguments = (x, positions.long().contiguous(), frequencies.double().contiguous(), out, n_tokens, seq, n_heads, d,
+                 n_pairs, int(interleaved), float(attention_scale))
+    return wide, grid, 256, arguments, out
+
+def apply_rope_cuda(x, positions, frequencies, attention_scale=1.0, interleaved=False):
+    """Rotary embedding by the CUDA kernel; arguments, shapes and errors as apply_rope_numpy, positions integers.
+
+    NumPy arrays and CPU tensors run on the CPU, CUDA tensors on the GPU. Angles are computed in double precision, the
+    rest in single; returned in the kind and type of x. Not differentiable.
+    """
+    tensor = x if isinstance(x, torch.Tensor) else torch.from_numpy(np.array(x))
+    positions, frequencies = (a.to(tensor.device) if isinstance(a, torch.Tensor) else
+                              torch.from_numpy(np.array(a)).to(tensor.device) for a in (positions, frequencies))
+    check_rope(tensor, positions, frequencies)
+    if positions.is_floating_point():
+        raise ValueError(f"positions must be integers, got {str(positions.dtype).removeprefix('torch.')}")
+    out = torch.empty_like(tensor)
+    if tensor.numel():
+        wide, grid, block, arguments, out = rope_launch(tensor, positions, frequencies, attention_scale, interleaved)
+        rope_kernel(wide).fast[grid, block](*arguments)
+    out = out.to(tensor.dtype if tensor.is_floating_point() else torch.float64)
+    return out if isinstance(x, torch.Tensor) else out.numpy()

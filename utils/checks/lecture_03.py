@@ -1,0 +1,499 @@
+"""The exercises of lecture 03: ALiBi's slopes, RoPE, the two pairings, a cache that moves, two ways to stretch RoPE.
+Its kernels are in kernels_03.py.
+
+The oracles turn one pair at a time, as a complex number, in Python's own arithmetic: slow, and unlike the lecture.
+"""
+
+import cmath
+import math
+from functools import partial
+
+import numpy as np
+
+from utils.checks import Failed, exercise
+from utils.checks.kernels_03 import rope_float4, rope_pairs
+
+__all__ = ["rope_float4", "rope_pairs"]  # exercises too
+MODULE = "rotary"
+
+
+def draw(rng, *shape):
+    return rng.normal(size=shape).round(1)
+
+
+# --- 3.1 -------------------------------------------------------------------------------------------------------------
+
+
+@exercise("3.1", MODULE)
+def alibi_slopes(n_heads):
+    power = 1
+    while 2 * power <= n_heads:
+        power *= 2
+    slopes = [0.5 ** (8 * (i + 1) / power) for i in range(power)]
+    between = [0.5 ** (8 * (i + 1) / (2 * power)) for i in range(0, 2 * power, 2)]
+    return np.array(slopes + between[: n_heads - power])
+
+
+@alibi_slopes.property("8 heads: 1/2, 1/4 and so on to 1/256")
+def _(ask, rng):
+    ask(8)
+
+
+@alibi_slopes.property("other powers of two: from their own ratio to 1/256")
+def _(ask, rng):
+    for n_heads in (4, 1, 2, 16):
+        ask(n_heads)
+
+
+@alibi_slopes.property("12 heads: those of 8, then every second of 16")
+def _(ask, rng):
+    ask(12)
+
+
+@alibi_slopes.property("3, 5, 6, 20 and 71 heads")
+def _(ask, rng):
+    for n_heads in (3, 5, 6, 20, 71):
+        ask(n_heads)
+
+
+def powers(n_heads, first=1):
+    """The slopes of a power of two; a mistake begins at 0."""
+    return 2.0 ** (-8 * np.arange(first, n_heads + first) / n_heads)
+
+
+def usual_slopes(n_heads, *, own=powers, missing=lambda slopes: slopes[::2], smaller=math.floor, order=list):
+    """The slopes in the usual way. The mistakes differ in what follows the `*`; as it stands, it is right."""
+    power = 2 ** smaller(math.log2(n_heads))
+    return np.array(order([*own(power), *missing(own(2 * power))][:n_heads]))
+
+
+for message, changes in {
+    "The first slope is the ratio itself, 2^(-8/n), not 1: count from 1.": {"own": partial(powers, first=0)},
+    "The missing slopes are every second of the 2p, beginning with the first.": {"missing": lambda slopes: slopes},
+    "The missing slopes begin with the first of the 2p, not with the second: the second ones are there already.": {
+        "missing": lambda slopes: slopes[1::2]
+    },
+    "The slopes of the next larger power of two, cut off: begin with the largest power that is not above n_heads.": {
+        "smaller": math.ceil
+    },
+    "These are sorted: first all of the smaller power of two, then the missing ones.": {
+        "order": lambda slopes: sorted(slopes, reverse=True)
+    },
+}.items():
+    alibi_slopes.mistake(message)(partial(usual_slopes, **changes))
+
+
+@alibi_slopes.mistake("2^(-8i/n) is meant for powers of two only: take those of the largest power, then the missing ones.")
+def _(n_heads):
+    return powers(n_heads)
+
+
+@alibi_slopes.mistake("A slope is positive: the minus stands where the bias is made.")
+def _(n_heads):
+    return -usual_slopes(n_heads)
+
+
+# --- 3.2 -------------------------------------------------------------------------------------------------------------
+
+
+@exercise("3.2", MODULE)
+def apply_rope_numpy(x, positions, frequencies, attention_scale=1.0, interleaved=False):
+    out = x.astype(np.float64)
+    for place in np.ndindex(*x.shape[:-1]):
+        position = positions[place[-1]] if positions.ndim == 1 else positions[place[0], place[-1]]
+        for i, frequency in enumerate(frequencies):
+            first, second = (2 * i, 2 * i + 1) if interleaved else (i, i + len(frequencies))
+            z = complex(out[place][first], out[place][second])
+            z *= attention_scale * cmath.exp(1j * float(position) * float(frequency))
+            out[place][first], out[place][second] = z.real, z.imag
+    return out.astype(np.result_type(x, np.float16))
+
+
+def rope_input(rng, *shape, n_pairs=None, positions=None):
+    n_pairs = shape[-1] // 2 if n_pairs is None else n_pairs
+    frequencies = np.array([1.0, 0.5, 0.2, 0.1, 0.05, 0.02])[:n_pairs]
+    return draw(rng, *shape), np.arange(shape[-2]) if positions is None else np.array(positions), frequencies
+
+
+@apply_rope_numpy.property("pair (i, i + n_pairs) turned by position * frequency")
+def _(ask, rng):
+    ask(np.array([[1.0, 0.0]]), np.array([2]), np.array([0.5]))
+    ask(*rope_input(rng, 2, 4, positions=[1, 5]))
+    ask(*rope_input(rng, 3, 8))
+
+
+@apply_rope_numpy.property("interleaved: pairs are the columns (2i, 2i + 1)")
+def _(ask, rng):
+    ask(*rope_input(rng, 2, 4, positions=[1, 5]), interleaved=True)
+    ask(*rope_input(rng, 3, 8), interleaved=True)
+
+
+@apply_rope_numpy.property("columns beyond the pairs stay as they are")
+def _(ask, rng):
+    ask(*rope_input(rng, 2, 6, n_pairs=2, positions=[1, 5]))
+    ask(*rope_input(rng, 2, 7, n_pairs=2, positions=[3, 4]), interleaved=True)
+
+
+@apply_rope_numpy.property("attention_scale multiplies what is rotated, and nothing else")
+def _(ask, rng):
+    ask(*rope_input(rng, 2, 4, positions=[1, 5]), attention_scale=2.0)
+    ask(*rope_input(rng, 2, 6, n_pairs=2, positions=[1, 5]), attention_scale=2.0)
+
+
+@apply_rope_numpy.property("leading axes, and positions for each text of a batch")
+def _(ask, rng):
+    ask(*rope_input(rng, 2, 3, 4, positions=[4, 5, 6]))
+    ask(*rope_input(rng, 2, 2, 3, 4, positions=[[0, 1, 2], [7, 8, 9]]))
+    ask(*rope_input(rng, 2, 3, 4, positions=[[0, 1, 2], [7, 8, 9]]), interleaved=True)
+
+
+@apply_rope_numpy.property("position 100,000 is as precise as position 1")
+def _(ask, rng):
+    ask(*rope_input(rng, 2, 4, positions=[99_999, 100_000]))
+
+
+@apply_rope_numpy.property("the float type of x is kept")
+def _(ask, rng):
+    for dtype in (np.float32, np.float16):
+        x, positions, frequencies = rope_input(rng, 2, 4, positions=[1, 5])
+        result = ask(x.astype(dtype), positions, frequencies)
+        if result.dtype != dtype:
+            raise Failed(f"returned {result.dtype}, expected {dtype.__name__} for an x of {dtype.__name__}")
+
+
+def usual_angles(x, positions, frequencies):
+    angles = positions[..., None].astype(np.float64) * frequencies
+    return angles.reshape(len(x), *[1] * (x.ndim - 3), *angles.shape[1:]) if positions.ndim == 2 else angles
+
+
+def slices(n_pairs, interleaved):
+    if interleaved:
+        return slice(0, 2 * n_pairs, 2), slice(1, 2 * n_pairs, 2)
+    return slice(0, n_pairs), slice(n_pairs, 2 * n_pairs)
+
+
+def forwards(a, b, cos, sin):
+    return a * cos - b * sin, a * sin + b * cos
+
+
+def usual_rope(
+    x, positions, frequencies, attention_scale=1.0, interleaved=False, *,
+    angles=usual_angles, paired=slices, written=slices, turned=forwards, rest=1.0, scale=1.0, dtype=None,
+):
+    """RoPE in the usual way. The mistakes differ in what follows the `*`; as it stands, it is right."""
+    angle = angles(x, positions, frequencies)
+    factor = attention_scale if scale == 1.0 else 1.0
+    n_pairs = len(frequencies)
+    first, second = paired(n_pairs, interleaved)
+    a, b = turned(x[..., first], x[..., second], factor * np.cos(angle), factor * np.sin(angle))
+    out = x * (attention_scale if rest is None else rest)
+    out = out.astype(np.float64)
+    first, second = written(n_pairs, interleaved)
+    out[..., first], out[..., second] = a, b
+    return out.astype(dtype or x.dtype)
+
+
+def overwritten(a, b, cos, sin):
+    a = a * cos - b * sin
+    return a, a * sin + b * cos
+
+
+def neighbours_share(x, positions, frequencies):
+    """Angles repeated for neighbouring columns, where halves are turned."""
+    doubled = np.repeat(usual_angles(x, positions, frequencies), 2, axis=-1)
+    return doubled[..., : len(frequencies)]
+
+
+for message, change in {
+    "It turns the wrong way: (a cos - b sin, a sin + b cos).": {
+        "turned": lambda a, b, cos, sin: (a * cos + b * sin, b * cos - a * sin)
+    },
+    "The second line uses the first member after it was turned: take both out of x before you write either.": {
+        "turned": overwritten
+    },
+    "interleaved is ignored: with it, pairs are the columns (2i, 2i + 1).": {
+        "paired": lambda n, i: slices(n, False), "written": lambda n, i: slices(n, False)
+    },
+    "It always pairs neighbours: without interleaved, pairs are the columns (i, i + n_pairs).": {
+        "paired": lambda n, i: slices(n, True), "written": lambda n, i: slices(n, True)
+    },
+    "Interleaved pairs are written back as two halves: put each member where it came from.": {
+        "written": lambda n, i: slices(n, False)
+    },
+    "The columns beyond the pairs are lost: they stay as they are.": {"rest": 0.0},
+    "attention_scale multiplies only what is rotated, not the other columns.": {"rest": None},
+    "attention_scale is ignored: it multiplies what is rotated.": {"scale": None},
+    "positions is ignored: 0, 1, 2 ... is right only for a text that begins here.": {
+        "angles": lambda x, positions, f: np.arange(x.shape[-2])[:, None] * f
+    },
+    "The position enters twice: the angle is position times frequency.": {
+        "angles": lambda x, positions, f: usual_angles(x, positions**2, f)
+    },
+    "cos and sin are repeated for neighbours, but the halves are turned: the angle belongs to a pair.": {
+        "angles": neighbours_share
+    },
+    "The angle was rounded to single precision: at position 100,000 that costs three digits of the cosine.": {
+        "angles": lambda x, positions, f: usual_angles(x, positions, f).astype(np.float32).astype(np.float64)
+    },
+    "The sign of b is lost: a sin + b cos, but a cos MINUS b sin.": {
+        "turned": lambda a, b, cos, sin: (a * cos + b * sin, a * sin + b * cos)
+    },
+}.items():
+    apply_rope_numpy.mistake(message)(partial(usual_rope, **change))
+
+
+# --- 3.3 -------------------------------------------------------------------------------------------------------------
+
+
+@exercise("3.3", MODULE)
+def interleaved_to_half_split(w, n_heads):
+    out, d_head = np.empty_like(w), w.shape[-1] // n_heads
+    for head in range(n_heads):
+        for i in range(d_head // 2):
+            out[:, head * d_head + i] = w[:, head * d_head + 2 * i]
+            out[:, head * d_head + d_head // 2 + i] = w[:, head * d_head + 2 * i + 1]
+    return out
+
+
+def numbered(d_model, columns):
+    """Weights that name their place: row.column."""
+    return np.arange(d_model)[:, None] + np.arange(columns) / 100
+
+
+@interleaved_to_half_split.property("one head of 4 columns: 0, 2, 1, 3")
+def _(ask, rng):
+    ask(numbered(2, 4), 1)
+
+
+@interleaved_to_half_split.property("one head of 6 and of 8 columns")
+def _(ask, rng):
+    ask(numbered(2, 6), 1)
+    ask(numbered(3, 8), 1)
+
+
+@interleaved_to_half_split.property("each head by itself")
+def _(ask, rng):
+    ask(numbered(2, 12), 2)
+    ask(draw(rng, 5, 24), 3)
+
+
+@interleaved_to_half_split.property("more rows than columns, and a square")
+def _(ask, rng):
+    ask(draw(rng, 9, 6), 1)
+    ask(numbered(8, 8), 1)
+
+
+@interleaved_to_half_split.property("the float type of w is kept")
+def _(ask, rng):
+    result = ask(draw(rng, 2, 6).astype(np.float32), 1)
+    if result.dtype != np.float32:
+        raise Failed(f"returned {result.dtype}, expected float32 for weights of float32")
+
+
+@interleaved_to_half_split.mistake("This is the way back: it makes interleaved weights out of half-split ones.")
+def _(w, n_heads):
+    return w.reshape(len(w), n_heads, 2, -1).swapaxes(-1, -2).reshape(w.shape)
+
+
+@interleaved_to_half_split.mistake("The heads are mixed: take the columns apart within each head.")
+def _(w, n_heads):
+    return np.concatenate([w[:, ::2], w[:, 1::2]], axis=1)
+
+
+@interleaved_to_half_split.mistake("The second members stand first: first all first members, then all second ones.")
+def _(w, n_heads):
+    heads = w.reshape(len(w), n_heads, -1)
+    return np.concatenate([heads[..., 1::2], heads[..., ::2]], axis=-1).reshape(w.shape)
+
+
+@interleaved_to_half_split.mistake("The rows are reordered: it is the columns, because the weights are used as x @ w.")
+def _(w, n_heads):
+    return interleaved_to_half_split.oracle(w.T, n_heads).T
+
+
+@interleaved_to_half_split.mistake("The heads are an axis of the result: put them side by side in the columns again.")
+def _(w, n_heads):
+    return w.reshape(len(w), n_heads, -1, 2).swapaxes(-1, -2).reshape(len(w), n_heads, -1)
+
+
+# --- 3.4 -------------------------------------------------------------------------------------------------------------
+
+
+@exercise("3.4", MODULE)
+def shift_keys(k, shift, frequencies, interleaved=False):
+    return apply_rope_numpy.oracle(k, np.full(k.shape[-2], shift), frequencies, 1.0, interleaved)
+
+
+def cached(rng, *shape, n_pairs=None):
+    k, _, frequencies = rope_input(rng, *shape, n_pairs=n_pairs)
+    return k, frequencies
+
+
+@shift_keys.property("every key turns by shift * frequency")
+def _(ask, rng):
+    k, frequencies = cached(rng, 2, 4)
+    ask(k, 3, frequencies)
+    ask(k, -2, frequencies)
+
+
+@shift_keys.property("a shift of 0 changes nothing")
+def _(ask, rng):
+    k, frequencies = cached(rng, 3, 4)
+    ask(k, 0, frequencies)
+
+
+@shift_keys.property("interleaved pairs")
+def _(ask, rng):
+    k, frequencies = cached(rng, 2, 6)
+    ask(k, -1, frequencies, interleaved=True)
+
+
+@shift_keys.property("columns beyond the pairs, and leading axes")
+def _(ask, rng):
+    k, frequencies = cached(rng, 2, 2, 3, 6, n_pairs=2)
+    ask(k, 5, frequencies)
+
+
+@shift_keys.mistake("0, 1, 2 ... is added to the shift: the keys have been turned by their places already.")
+def _(k, shift, frequencies, interleaved=False):
+    return usual_rope(k, np.arange(k.shape[-2]) + shift, frequencies, 1.0, interleaved)
+
+
+@shift_keys.mistake("It moves the other way: turn by + shift.")
+def _(k, shift, frequencies, interleaved=False):
+    return usual_rope(k, np.full(k.shape[-2], -shift), frequencies, 1.0, interleaved)
+
+
+@shift_keys.mistake("interleaved is not passed on.")
+def _(k, shift, frequencies, interleaved=False):
+    return usual_rope(k, np.full(k.shape[-2], shift), frequencies)
+
+
+@shift_keys.mistake("The keys are rolled along the sequence: they keep their places in the cache, only their angles change.")
+def _(k, shift, frequencies, interleaved=False):
+    return np.roll(k, shift, axis=-2)
+
+
+@shift_keys.mistake("The shift is multiplied by the place: all keys turn by the same angles.")
+def _(k, shift, frequencies, interleaved=False):
+    return usual_rope(k, np.arange(k.shape[-2]) * shift, frequencies, 1.0, interleaved)
+
+
+# --- 3.5 -------------------------------------------------------------------------------------------------------------
+
+
+@exercise("3.5", MODULE)
+def ntk_frequencies(frequencies, factor):
+    step = factor ** (1 / (len(frequencies) - 1))
+    slower = []
+    for i, frequency in enumerate(frequencies):
+        slower.append(float(frequency) / math.prod([step] * i))
+    return np.array(slower)
+
+
+def clocks(n_pairs, base=10000.0):
+    return base ** (-np.arange(n_pairs) / n_pairs)
+
+
+@ntk_frequencies.property("two pairs: the fastest stays, the slowest is `factor` times slower")
+def _(ask, rng):
+    ask(np.array([1.0, 0.01]), 4.0)
+
+
+@ntk_frequencies.property("three pairs: the middle one is sqrt(factor) times slower")
+def _(ask, rng):
+    ask(np.array([1.0, 0.1, 0.01]), 4.0)
+
+
+@ntk_frequencies.property("eight pairs")
+def _(ask, rng):
+    ask(clocks(8), 8.0)
+
+
+@ntk_frequencies.property("frequencies of another base, or of none")
+def _(ask, rng):
+    ask(clocks(5, base=500_000.0), 2.5)
+    ask(np.array([0.7, 0.3, 0.2, 0.05]), 3.0)
+
+
+for message, slowed in {
+    "The slowest pair is not slow enough: it has passed n - 1 steps, so one step is the (n - 1)th root of factor.": (
+        lambda f, s: f / s ** (np.arange(len(f)) / len(f))
+    ),
+    "Every pair is slowed: that is position interpolation. Pair 0 keeps its frequency.": lambda f, s: f / s,
+    "The fastest pair is slowed most: it is the other way round.": lambda f, s: f / s ** np.linspace(1, 0, len(f)),
+    "The pairs get faster: divide.": lambda f, s: f * s ** np.linspace(0, 1, len(f)),
+    "The slowing grows by equal steps: it has to grow by equal factors.": lambda f, s: f / np.linspace(1, s, len(f)),
+    "These are the factors only: the frequencies have to be divided by them.": (
+        lambda f, s: s ** np.linspace(0, 1, len(f))
+    ),
+    "The frequencies are made anew from a base of 10,000: use the ones that are given.": (
+        lambda f, s: clocks(len(f)) / s ** np.linspace(0, 1, len(f))
+    ),
+}.items():
+    ntk_frequencies.mistake(message)(lambda frequencies, factor, slowed=slowed: slowed(frequencies, factor))
+
+
+# --- 3.6 -------------------------------------------------------------------------------------------------------------
+
+
+@exercise("3.6", MODULE)
+def keep_by_turns(frequencies, length, slow, fast):
+    kept = []
+    for frequency in frequencies:
+        turns = length * float(frequency) / math.tau
+        kept.append(0.0 if turns <= slow else 1.0 if turns >= fast else (turns - slow) / (fast - slow))
+    return np.array(kept)
+
+
+@keep_by_turns.property("0 for at most `slow` turns")
+def _(ask, rng):
+    ask(np.array([0.4, 0.3, 0.05, 0.001]), 64, 1.0, 4.0)
+
+
+@keep_by_turns.property("1 for at least `fast` turns")
+def _(ask, rng):
+    ask(np.array([1.0, 0.5, 0.2]), 64, 1.0, 4.0)
+
+
+@keep_by_turns.property("a straight line between")
+def _(ask, rng):
+    ask(np.array([0.35, 0.3, 0.2, 0.1]), 64, 1.0, 4.0)
+    ask(clocks(8), 8192, 1.0, 32.0)
+
+
+@keep_by_turns.property("the trained length counts")
+def _(ask, rng):
+    for length in (64, 1000, 8192):
+        ask(clocks(8), length, 0.25, 8.0)
+
+
+def usual_keep(frequencies, length, slow, fast, *, turns=lambda f, n: n * f / math.tau, span=lambda a, b: b - a):
+    """The ramp in the usual way. The mistakes differ in what follows the `*`; as it stands, it is right."""
+    return np.clip((turns(frequencies, length) - slow) / span(slow, fast), 0, 1)
+
+
+for message, change in {
+    "These are radians: a turn is 2 pi of them.": {"turns": lambda f, n: n * f},
+    "This is the wavelength, tokens for a turn: the ramp is over turns within the length.": {
+        "turns": lambda f, n: math.tau / f
+    },
+    "The length is left out: turns = length * frequency / (2 pi).": {"turns": lambda f, n: f / math.tau},
+    "The ramp ends too late: divide by fast - slow, not by fast.": {"span": lambda a, b: b},
+}.items():
+    keep_by_turns.mistake(message)(partial(usual_keep, **change))
+
+
+@keep_by_turns.mistake("The ramp is upside down: slow pairs keep 0, fast ones 1.")
+def _(frequencies, length, slow, fast):
+    return 1 - usual_keep(frequencies, length, slow, fast)
+
+
+@keep_by_turns.mistake("The line goes on below 0 and above 1: cut it off.")
+def _(frequencies, length, slow, fast):
+    return (length * frequencies / math.tau - slow) / (fast - slow)
+
+
+@keep_by_turns.mistake("There is no ramp: between slow and fast is a straight line.")
+def _(frequencies, length, slow, fast):
+    return (length * frequencies / math.tau >= fast).astype(float)
