@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from attention import fundamentals
 from utils import cuda
 
 f = pytest.importorskip("attention.flash")
@@ -126,9 +127,9 @@ def test_the_three_kernels_of_rung_1_agree_too(d, scores):
     k, scale = (k, d**-0.5) if scores == 0 else (torch.ones(m, d), scores / d)
     q = q if scores == 0 else torch.ones(n, d)
     s, p, out = torch.zeros(n, m), torch.zeros(n, m), torch.zeros(n, d)
-    cuda.compile(f.SCORES)[(3, 2), (16, 16)](q, k, s, n, m, d, scale)
-    cuda.compile(f.SOFTMAX_ROWS)[n, 32](s, p, m)
-    cuda.compile(f.BLEND)[(-(-d // 16), 2), (16, 16)](p, v, out, n, m, d)
+    cuda.compile(fundamentals.SCORES)[(3, 2), (16, 16)](q, k, s, n, m, d, scale)
+    cuda.compile(fundamentals.SOFTMAX_ROWS)[n, 32](s, p, m)
+    cuda.compile(fundamentals.BLEND)[(-(-d // 16), 2), (16, 16)](p, v, out, n, m, d)
     np.testing.assert_allclose(out.numpy(), attended(q, k, v, scale=scale)[0], atol=1e-5)
 
 
@@ -230,8 +231,8 @@ def test_empty_axes(n, m, heads):
         ({"q": torch.ones(4)}, "q must have at least two axes"),
         ({"k": torch.ones(6, 9)}, "q and k must have the same d_head, got 8 and 9"),
         ({"v": torch.ones(5, 8)}, "k and v must have the same n_keys, got 6 and 5"),
-        ({"block_q": 0}, "block_q must be a whole number from 1 on, got 0"),
-        ({"block_k": 2.5}, "block_k must be a whole number from 1 on, got 2.5"),
+        ({"block_q": 0}, "block_q must be a positive whole number, got 0"),
+        ({"block_k": 2.5}, "block_k must be a positive whole number, got 2.5"),
     ],
 )
 def test_bad_input_gets_a_sentence(change, words):
@@ -287,9 +288,9 @@ def test_gradients_with_scores_far_from_zero(score):
     assert all(torch.isfinite(g).all() for g in got)
 
 
-def test_gradients_take_broadcast_axes_other_widths_and_half_precision():
+def test_gradients_take_any_leading_axes_other_widths_and_half_precision():
     q, k, v = draw(19, 9, 21, 16, heads=6)
-    q, k, v = q.reshape(2, 3, 9, 16), k[:3], v[0, :, :5]
+    q, k, v = q.reshape(2, 3, 9, 16), k.reshape(2, 3, 21, 16), v.reshape(2, 3, 21, 16)[..., :5]
     d_out = torch.from_numpy(np.random.default_rng(20).standard_normal((2, 3, 9, 5))).float()
     expected = gradients(q, k, v, d_out, True)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 3e-2)):
@@ -312,9 +313,9 @@ def test_gradients_of_arrays_are_arrays():
 def test_gradients_of_a_wrong_shape_get_a_sentence():
     q, k, v = draw(22, 9, 9, 8)
     out, lse = f.flash_attention_cuda(q, k, v)
-    with pytest.raises(ValueError, match=r"d_out must have shape \(2, 9, 8\), got \(9, 8\)"):
+    with pytest.raises(ValueError, match=r"d_out must have the shape \(2, 9, 8\), got \(9, 8\)"):
         f.flash_attention_backward_cuda(q, k, v, out, lse, out[0])
-    with pytest.raises(ValueError, match=r"lse must have shape \(2, 9\), got \(2, 9, 8\)"):
+    with pytest.raises(ValueError, match=r"lse must have the shape \(2, 9\), got \(2, 9, 8\)"):
         f.flash_attention_backward_cuda(q, k, v, out, out, out)
 
 
