@@ -116,7 +116,7 @@ WRONG = {
                     ("    load_rows(k_tile, TILE, d, stride, k, first, visible, d);\n", "")), "fetches 6144 sectors where 1536 would do"),
         (flash(ONE_THREAD_A_ROW), "requests to shared memory, where"),
         (flash_with(("    __syncthreads();\n  }\n", "    if (i < n_queries) __syncthreads();\n  }\n")), "reached by all 256 threads"),
-        (flash_with(("row_max(s)", "(seen ? row_max(s) : s)")), "row_max and row_sum need all sixteen threads"),
+        (flash_with(("row_max(s)", "(seen ? row_max(s) : s)")), "Barriers and shuffles need all threads"),
         (flash_with(("for (int c = x; c < d; c += TILE) {", "if (x < d) { int c = x;")), "steps of TILE while c < d"),
     ]
 }  # fmt: skip
