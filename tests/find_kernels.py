@@ -47,7 +47,7 @@ def in_texts(texts):
         if where.endswith(".cu"):
             alone.append((where, text))
         else:
-            calls, strings = _in_python(where, text)
+            calls, strings = _in_python(where, text, texts)
             compiled += calls
             alone += strings
     sources = [source for _, source, _ in compiled]
@@ -59,15 +59,13 @@ def in_texts(texts):
     return list(found.values())
 
 
-def _in_python(where, text):
+def _in_python(where, text, texts):
     """([(where, source, template arguments)] of the calls, [(where, string)] of every string that holds a kernel)."""
     tree = ast.parse(text)
-    values, calls = {}, []
+    values, calls = _values(tree, texts), []
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr) and any("__global__" in str(getattr(part, "value", "")) for part in node.values):
             raise ValueError(f"{where}, line {node.lineno}: a kernel in an f-string cannot be checked; use a plain string")
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            values.setdefault(node.targets[0].id, []).append(node.value)
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "cuda.compile" and node.args:
             calls.append(node)
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
@@ -76,6 +74,21 @@ def _in_python(where, text):
                if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
                and "__global__" in node.value and kernels_in(node.value)]  # fmt: skip
     return compiled, strings
+
+
+def _values(tree, texts):
+    """{name: the expressions assigned to it}; what comes `from attention.topic` is looked up in the text of topic.py."""
+    values = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            values.setdefault(node.targets[0].id, []).append(node.value)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("attention."):
+            module = texts.get(node.module.removeprefix("attention.") + ".py")
+            theirs = _values(ast.parse(module), texts) if module else {}
+            for name in node.names:
+                found = [text for value in theirs.get(name.name, []) for text in _strings(value, theirs)]
+                values.setdefault(name.asname or name.name, []).extend(ast.Constant(text) for text in found)
+    return values
 
 
 def _in_cuda(where, text, templates):

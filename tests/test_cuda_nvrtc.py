@@ -77,6 +77,12 @@ def test_the_finder_follows_names_sums_and_template_arguments():
                      ("sized", ("64", "false")), ("typed", ("float",))}  # fmt: skip
 
 
+def test_the_finder_follows_what_one_lecture_imports_from_another():
+    later = 'from attention.first import TOOLS as T\ncuda.compile(T + "__global__ void k(int* a) { a[0] = two(); }")'
+    found = find_kernels.in_texts({"first.py": 'HEAD = "__device__ "\nTOOLS = HEAD + "int two() { return 2; }"', "later.py": later})
+    assert [kernel.source for kernel in found] == ["__device__ int two() { return 2; }__global__ void k(int* a) { a[0] = two(); }"]
+
+
 def test_what_the_finder_finds_compiles():
     for kernel in find_kernels.in_texts({"example.py": EXAMPLE}):
         assert gpu.compile_for(kernel.source, kernel.instance, "sm_80").signature[0][0] == "p"
