@@ -206,6 +206,13 @@ def test_values_may_be_wider_or_narrower_than_keys():
         must_agree(f.flash_attention_cuda(q, k, wide), attended(q, k, wide), 1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*bytes of shared memory")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_wide_heads_take_smaller_tiles_and_more_shared_memory(dtype):
+    q, k, v = draw(26, 20, 37, 260, heads=1, dtype=dtype)
+    must_agree(f.flash_attention_cuda(q, k, v, True), attended(q, k, v, True), TOLERANCE[dtype])
+
+
 def test_views_and_tensors_with_gradients_are_taken_and_left_alone():
     storage = torch.from_numpy(np.random.default_rng(15).standard_normal((2, 16, 21))).float().requires_grad_()
     q = storage.transpose(1, 2)[:, 3:10]
