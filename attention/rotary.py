@@ -356,8 +356,9 @@ __global__ void rope_float4(float* x, const long long* positions, const double* 
   int groups = d / 8, i = group % groups;
   size_t token = group / groups;
   if (token >= seq) return;
+  long long position = positions[token];
   float2 t[4];
-  for (int w = 0; w < 4; ++w) t[w] = turn(positions[token], frequencies[4 * i + w]);
+  for (int w = 0; w < 4; ++w) t[w] = turn(position, frequencies[4 * i + w]);
   for (int head = 0; head < n_heads; ++head) {
     float4* row = reinterpret_cast<float4*>(x + ((size_t)head * seq + token) * d);
     float4 a = row[i], b = row[i + groups];
@@ -392,10 +393,11 @@ __global__ void rope(const float* x, const long long* positions, const double* f
   if (token >= n_tokens) return;
 
   // angles: once for all heads of this thread
+  long long position = positions[token];
   float2 t[width];
   for (int w = 0; w < width && i < half; ++w) {
     int pair = interleaved && width == 4 ? 2 * (i + w / 2 * half) + w % 2 : width * i + w;
-    t[w] = turn(positions[token], frequencies[pair]);
+    t[w] = turn(position, frequencies[pair]);
     t[w].x *= attention_scale, t[w].y *= attention_scale;
   }
   int first = interleaved && width == 1 ? 2 * i : i, second = interleaved && width == 1 ? first + 1 : i + half;
