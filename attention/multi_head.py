@@ -1,6 +1,7 @@
 # Generated from solutions/02_multi_head_attention.py by `python course.py build`. Edit that file, not this one.
 """Lecture 02 · Multi-head attention: the finished code."""
 
+import functools
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from attention.fundamentals import attention_numpy, attention_torch, attention_weights, causal_mask
+from attention.fundamentals import check_arguments
+from utils import cuda
 from utils.data import Vocabulary
 
 
@@ -46,13 +49,15 @@ def check_projections(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads):
     for name, x in (("x_q", x_q), ("x_kv", x_kv)):
         if len(x.shape) < 2:
             raise ValueError(f"{name} must have at least two axes (seq, d_model), got shape {tuple(x.shape)}")
-    if tuple(x_q.shape[:-2]) != tuple(x_kv.shape[:-2]):
-        raise ValueError(f"x_q and x_kv must have the same leading axes, "
-                         f"got {tuple(x_q.shape)} and {tuple(x_kv.shape)}")
-    for name, w, rows, of in (("w_q", w_q, x_q.shape[-1], "x_q"), ("w_k", w_k, x_kv.shape[-1], "x_kv"),
-                              ("w_v", w_v, x_kv.shape[-1], "x_kv"), ("w_o", w_o, w_v.shape[-1], "the columns of w_v")):
-        if len(w.shape) != 2 or w.shape[0] != rows:
-            raise ValueError(f"{name} must have {rows} rows, as {of} says, got shape {tuple(w.shape)}")
+    try:
+        np.broadcast_shapes(tuple(x_q.shape[:-2]), tuple(x_kv.shape[:-2]))
+    except ValueError:
+        raise ValueError("the leading axes of x_q and x_kv must broadcast, got shapes "
+                         f"{tuple(x_q.shape)} and {tuple(x_kv.shape)}") from None
+    d_in = {"w_q": x_q.shape[-1], "w_k": x_kv.shape[-1], "w_v": x_kv.shape[-1], "w_o": w_v.shape[-1]}
+    for name, w in (("w_q", w_q), ("w_k", w_k), ("w_v", w_v), ("w_o", w_o)):
+        if len(w.shape) != 2 or w.shape[0] != d_in[name]:
+            raise ValueError(f"{name} must have shape ({d_in[name]}, columns), got {tuple(w.shape)}")
     if w_q.shape[1] != w_k.shape[1]:
         raise ValueError(f"w_q and w_k must have as many columns, got {w_q.shape[1]} and {w_k.shape[1]}")
     if n_heads < 1 or w_q.shape[1] % n_heads or w_v.shape[1] % n_heads:
@@ -375,3 +380,180 @@ def attention_with_dropout(q, k, v, key_mask, keep, rate):
     """
     weights = attention_weights(q, k, mask=key_mask[:, None, None, :])
     return (weights * keep / (1 - rate)) @ v, weights
+
+
+PROJECT = r"""
+#define TILE 16
+__global__ void project(const float* x, const float* w, float* out, int n_rows, int d_in, int d_out) {
+  __shared__ float x_tile[TILE][TILE], w_tile[TILE][TILE];
+  int c = threadIdx.x, r = threadIdx.y, row = blockIdx.x * TILE + r, column = blockIdx.y * TILE + c;
+  float sum = 0.0f;
+  for (int first = 0; first < d_in; first += TILE) {
+    // load
+    x_tile[r][c] = row < n_rows && first + c < d_in ? x[(size_t)row * d_in + first + c] : 0.0f;
+    w_tile[r][c] = first + r < d_in && column < d_out ? w[(size_t)(first + r) * d_out + column] : 0.0f;
+    __syncthreads();                                    // both tiles have arrived
+    // multiply
+    for (int t = 0; t < TILE; ++t) sum += x_tile[r][t] * w_tile[t][c];
+    __syncthreads();                                    // both have been used
+  }
+  // write
+  if (row < n_rows && column < d_out) out[(size_t)row * d_out + column] = sum;
+}
+"""
+
+
+@functools.cache
+def project_kernel():
+    """The product x w in tiles, compiled on first use."""
+    return cuda.compile(PROJECT, name="project")
+
+def project_launch(x, w):
+    """Grid, block, arguments and output of the kernel `project`, for float32 tensors x (..., d_in), w (d_in, d_out)."""
+    d_in, d_out = w.shape
+    n_rows = math.prod(x.shape[:-1])
+    out = torch.zeros(*x.shape[:-1], d_out, device=x.device)
+    return (-(-n_rows // 16), -(-d_out // 16)), (16, 16), (x, w, out, n_rows, d_in, d_out), out
+
+
+LOAD_HEAD = r"""
+#define TILE 16
+__device__ void load_head(float* tile, int stride, const float* rows, int row_stride, int head, int first, int n_rows,
+                          int d_head) {
+  int thread = threadIdx.y * TILE + threadIdx.x;
+  for (int e = thread; e < TILE * d_head; e += TILE * TILE) {
+    int r = e / d_head, c = e % d_head;
+    bool exists = first + r < n_rows;
+    tile[r * stride + c] = exists ? rows[(size_t)(first + r) * row_stride + head * d_head + c] : 0.0f;
+  }
+}
+"""
+
+
+ROW_TOOLS = r"""
+#define PAD 1                                           // one unused float at the end of each row of a tile
+__device__ float row_max(float x) {                     // over the TILE threads that share a row of the tile
+  for (int o = TILE / 2; o > 0; o /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, o));
+  return x;
+}
+__device__ float row_sum(float x) {
+  for (int o = TILE / 2; o > 0; o /= 2) x += __shfl_xor_sync(0xffffffff, x, o);
+  return x;
+}
+__device__ float dot(const float* a, const float* b, int d) {
+  float sum = 0.0f;
+  for (int t = 0; t < d; ++t) sum += a[t] * b[t];
+  return sum;
+}
+__device__ void blend(float* o_row, const float* weights, const float* v_tile, int d_v) {
+  for (int c = threadIdx.x; c < d_v; c += TILE)
+    for (int r = 0; r < TILE; ++r) o_row[c] += weights[r] * v_tile[r * (d_v + PAD) + c];
+}
+"""
+
+
+ATTEND_HEADS = r"""
+__global__ void attend_heads(const float* q, const float* k, const float* v, const unsigned char* mask, float* out,
+                             int n_heads, int n_queries, int n_keys, int d_head, int d_v, int q_stride, int k_stride,
+                             int v_stride, int kept, int causal, float scale) {
+  extern __shared__ float shared[];
+  float *q_tile = shared, *k_tile = q_tile + TILE * (d_head + PAD), *v_tile = k_tile + TILE * (d_head + PAD);
+  float *o_tile = v_tile + TILE * (d_v + PAD), *s_tile = o_tile + TILE * (d_v + PAD);   // output undivided, scores
+  int x = threadIdx.x, y = threadIdx.y, first_query = blockIdx.y * TILE, i = first_query + y;
+  int head = blockIdx.x % n_heads, end = causal ? min(n_keys, first_query + TILE + n_keys - n_queries) : n_keys;
+  size_t batch = blockIdx.x / n_heads;
+  q += batch * n_queries * q_stride, k += batch * n_keys * k_stride, v += batch * n_keys * v_stride;
+  if (mask) mask += ((size_t)blockIdx.x * n_queries + i) * n_keys;                       // none is a null pointer
+  float *q_row = q_tile + y * (d_head + PAD), *o_row = o_tile + y * (d_v + PAD);         // this thread's rows
+  // load the queries
+  load_head(q_tile, d_head + PAD, q, q_stride, head, first_query, n_queries, d_head);
+  for (int c = x; c < d_v; c += TILE) o_row[c] = 0.0f;
+  float maximum = -INFINITY, total = 0.0f;
+  for (int pass = 0; pass < 2; ++pass) {
+    for (int first = 0, j = x; first < end; first += TILE, j += TILE) {       // j: this thread's key
+      bool fresh = pass == 0 || first >= kept;          // else the scores of this tile are still here
+      // load
+      __syncthreads();                                  // the tiles of the last round have been used
+      if (fresh) load_head(k_tile, d_head + PAD, k, k_stride, head, first, n_keys, d_head);
+      if (pass == 1) load_head(v_tile, d_v + PAD, v, v_stride, head, first, n_keys, d_v);
+      __syncthreads();                                  // the new tiles have arrived
+      // score
+      float* scores = s_tile + y * (kept + TILE + PAD) + min(first, kept);    // TILE places for all that is not kept
+      bool allowed = fresh && i < n_queries && j < n_keys && (!causal || j <= i + n_keys - n_queries)
+        && (!mask || mask[j]);
+      if (fresh) scores[x] = allowed ? scale * dot(q_row, k_tile + x * (d_head + PAD), d_head) : -INFINITY;
+      if (pass == 0) { maximum = fmaxf(maximum, scores[x]); continue; }
+      // weights and blend, once the maximum is known
+      scores[x] = expf(scores[x] - maximum);
+      total += scores[x];
+      __syncwarp();                                     // a row of the tile belongs to one warp
+      blend(o_row, scores, v_tile, d_v);
+    }
+    maximum = fmaxf(row_max(maximum), -3e38f);          // finite: with nothing to attend to each weight is exp(-inf)
+  }
+  total = row_sum(total);
+  // write, into the head's own columns
+  out += (batch * n_queries + i) * n_heads * d_v + head * d_v;
+  for (int c = x; c < d_v && i < n_queries; c += TILE) out[c] = total == 0.0f ? 0.0f : o_row[c] / total;
+}
+"""
+
+
+@functools.cache
+def attend_kernel():
+    """Attention over heads in place, compiled on first use."""
+    return cuda.compile(LOAD_HEAD + ROW_TOOLS + ATTEND_HEADS, name="attend_heads")
+
+def attend_launch(q, k, v, n_heads, mask, causal, kept=None):
+    """Grid, block, shared bytes, arguments and output of `attend_heads`.
+
+    q (batch, n_queries, n_heads * d_head), k and v alike: float32 tensors, contiguous. mask None or uint8
+    (batch, n_heads, n_queries, n_keys). kept: for how many keys scores are kept, a multiple of 16; as many as fit
+    unless given.
+    """
+    batch, n_queries, n_keys = q.shape[0], q.shape[1], k.shape[1]
+    d_head, d_v = q.shape[2] // n_heads, v.shape[2] // n_heads
+    room = 48 * 1024 // 64 - 2 * (d_head + 1) - 2 * (d_v + 1) - 17            # in scores of each of the 16 rows
+    kept = max(0, min(-(-n_keys // 16) * 16, room // 16 * 16)) if kept is None else kept
+    shared = 64 * (2 * (d_head + 1) + 2 * (d_v + 1) + 17 + kept)
+    out = torch.zeros(batch, n_queries, v.shape[2], device=q.device)
+    arguments = (q, k, v, mask, out, n_heads, n_queries, n_keys, d_head, d_v, q.shape[2], k.shape[2], v.shape[2],
+                 kept, int(causal), 1 / math.sqrt(d_head))
+    return (batch * n_heads, -(-n_queries // 16)), (16, 16), shared, arguments, out
+
+
+def as_float32(array):
+    """A NumPy array or a tensor as a contiguous float32 tensor on its own device."""
+    tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array))
+    return tensor.detach().float().contiguous()
+
+def project_in_tiles(x, w):
+    """x (..., d_in) by w (d_in, d_out), arrays or tensors, through the kernel; a float32 tensor."""
+    grid, block, arguments, out = project_launch(as_float32(x), as_float32(w))
+    if out.numel() and w.shape[0]:
+        project_kernel().fast[grid, block](*arguments)
+    return out
+
+def multi_head_attention_cuda(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, causal=False):
+    """Multi-head attention by tiled CUDA kernels that read heads in place; arguments, shapes and errors as
+    multi_head_attention_numpy.
+
+    NumPy arrays and CPU tensors run on the CPU, CUDA tensors on the GPU. Computed in single precision, returned in
+    the kind and type of x_q. Not differentiable.
+    d_head + d_v up to 1,804 where a block may have 227 KB of shared memory, 1,292 on sm_80, 780 on sm_120.
+    """
+    check_projections(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads)
+    q, k, v = (project_in_tiles(x, w) for x, w in ((x_q, w_q), (x_kv, w_k), (x_kv, w_v)))
+    check_arguments(*(split_heads(t, n_heads) for t in (q, k, v)), mask)      # a view: nothing is copied
+    lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2])
+    q, k, v = (t.expand(*lead, *t.shape[-2:]).reshape(math.prod(lead), *t.shape[-2:]).contiguous() for t in (q, k, v))
+    if mask is not None:
+        full = (*lead, n_heads, q.shape[1], k.shape[1])
+        mask = torch.as_tensor(mask, device=q.device).expand(full).to(torch.uint8).contiguous()
+    grid, block, shared, arguments, out = attend_launch(q, k, v, n_heads, mask, causal)
+    if out.numel() and k.shape[1]:
+        attend_kernel().fast[grid, block, shared](*arguments)
+    out = project_in_tiles(out.reshape(*lead, *out.shape[1:]), w_o)
+    if isinstance(x_q, torch.Tensor):
+        return out.to(x_q.dtype if x_q.is_floating_point() else torch.float64)
+    return out.numpy().astype(x_q.dtype if np.issubdtype(x_q.dtype, np.floating) else np.float64)

@@ -21,7 +21,7 @@
 # | 1 · The problem: one look is not enough | 2.1 | 15 |
 # | 2 · The mechanism, in NumPy | 2.2 to 2.4, exercises 2.1 to 2.3 | 80 |
 # | 3 · PyTorch: what heads learn | 2.5 to 2.7, exercises 2.4 to 2.6 | 120 |
-# | 4 · CUDA: heads read in place | exercises 2.7 and 2.8 | 80 |
+# | 4 · CUDA: heads read in place | exercise 2.7 | 80 |
 # | Traps | questions and answers | 25 |
 # | Going further | short sections, in any order | as you like |
 #
@@ -185,11 +185,11 @@ print("query 1: ", np.round(out_loop[1, :5], 4))
 # each other in one, `in_proj_weight`, and each is transposed, because torch computes `x @ w.T`.
 
 # %%
-layer = nn.MultiheadAttention(d_model, n_heads, bias=False, batch_first=True, dtype=torch.float64)
-for name, parameter in layer.named_parameters():
+torch_layer = nn.MultiheadAttention(d_model, n_heads, bias=False, batch_first=True, dtype=torch.float64)
+for name, parameter in torch_layer.named_parameters():
     print(f"{name:16s} {tuple(parameter.shape)}")
 ours = heads_q.size + heads_k.size + heads_v.size + w_o.size
-print("ours:", ours, " torch:", sum(p.numel() for p in layer.parameters()), " 4 d_model²:", 4 * d_model**2)
+print("ours:", ours, " torch:", sum(p.numel() for p in torch_layer.parameters()), " 4 d_model²:", 4 * d_model**2)
 
 # %% [markdown]
 # #### Exercise 2.1: weights from another house  (difficulty 2 of 5, 8 minutes)
@@ -367,13 +367,15 @@ def check_projections(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads):
     for name, x in (("x_q", x_q), ("x_kv", x_kv)):
         if len(x.shape) < 2:
             raise ValueError(f"{name} must have at least two axes (seq, d_model), got shape {tuple(x.shape)}")
-    if tuple(x_q.shape[:-2]) != tuple(x_kv.shape[:-2]):
-        raise ValueError(f"x_q and x_kv must have the same leading axes, "
-                         f"got {tuple(x_q.shape)} and {tuple(x_kv.shape)}")
-    for name, w, rows, of in (("w_q", w_q, x_q.shape[-1], "x_q"), ("w_k", w_k, x_kv.shape[-1], "x_kv"),
-                              ("w_v", w_v, x_kv.shape[-1], "x_kv"), ("w_o", w_o, w_v.shape[-1], "the columns of w_v")):
-        if len(w.shape) != 2 or w.shape[0] != rows:
-            raise ValueError(f"{name} must have {rows} rows, as {of} says, got shape {tuple(w.shape)}")
+    try:
+        np.broadcast_shapes(tuple(x_q.shape[:-2]), tuple(x_kv.shape[:-2]))
+    except ValueError:
+        raise ValueError("the leading axes of x_q and x_kv must broadcast, got shapes "
+                         f"{tuple(x_q.shape)} and {tuple(x_kv.shape)}") from None
+    d_in = {"w_q": x_q.shape[-1], "w_k": x_kv.shape[-1], "w_v": x_kv.shape[-1], "w_o": w_v.shape[-1]}
+    for name, w in (("w_q", w_q), ("w_k", w_k), ("w_v", w_v), ("w_o", w_o)):
+        if len(w.shape) != 2 or w.shape[0] != d_in[name]:
+            raise ValueError(f"{name} must have shape ({d_in[name]}, columns), got {tuple(w.shape)}")
     if w_q.shape[1] != w_k.shape[1]:
         raise ValueError(f"w_q and w_k must have as many columns, got {w_q.shape[1]} and {w_k.shape[1]}")
     if n_heads < 1 or w_q.shape[1] % n_heads or w_v.shape[1] % n_heads:
@@ -405,9 +407,9 @@ multi_head_attention_numpy = check("2.3", multi_head_attention_numpy)
 out = multi_head_attention_numpy(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads)
 print("query 1:", np.round(out[1, :5], 4), "  equals the loop:", np.allclose(out, out_loop))
 
-theirs = weights_from_torch(*(p.detach().numpy() for p in (layer.in_proj_weight, layer.out_proj.weight)))
+theirs = weights_from_torch(*(p.detach().numpy() for p in (torch_layer.in_proj_weight, torch_layer.out_proj.weight)))
 a, b = torch.from_numpy(x_q)[None], torch.from_numpy(x_kv)[None]
-expected = layer(a, b, b, need_weights=False)[0][0].detach().numpy()
+expected = torch_layer(a, b, b, need_weights=False)[0][0].detach().numpy()
 out = multi_head_attention_numpy(x_q, x_kv, *theirs, n_heads)
 print("equals nn.MultiheadAttention to 1e-12:", np.allclose(out, expected, atol=1e-12))
 
@@ -488,15 +490,16 @@ def multi_head_attention_torch(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None
     return merge_heads(attention_torch(q, k, v, mask, causal)) @ w_o
 
 # %%
-ours = [w.detach().clone().requires_grad_() for w in weights_from_torch(layer.in_proj_weight, layer.out_proj.weight)]
+theirs = torch_layer.in_proj_weight, torch_layer.out_proj.weight
+ours = [w.detach().clone().requires_grad_() for w in weights_from_torch(*theirs)]
 out = multi_head_attention_torch(a, b, *ours, 4)
-expected = layer(a, b, b, need_weights=False)[0]
+expected = torch_layer(a, b, b, need_weights=False)[0]
 print("outputs agree to 1e-12:  ", torch.allclose(out, expected, atol=1e-12))
 
 d_out = torch.from_numpy(rng.standard_normal(out.shape))
 grads = torch.autograd.grad(out, ours, d_out)
-theirs = torch.autograd.grad(expected, (layer.in_proj_weight, layer.out_proj.weight), d_out)
-same = [torch.allclose(g, t, atol=1e-12) for g, t in zip(grads, weights_from_torch(*theirs))]
+d_theirs = torch.autograd.grad(expected, theirs, d_out)
+same = [torch.allclose(g, t, atol=1e-12) for g, t in zip(grads, weights_from_torch(*d_theirs))]
 print("gradients agree to 1e-12:", all(same))
 
 # %% [markdown]
@@ -1084,7 +1087,8 @@ print("at least 2 heads can go before the accuracy falls below 0.9, each seed:",
 print("a single head is not enough: accuracy below 0.2 with one left:       ", curves[:, 7].max() < 0.2)
 
 # %% [markdown]
-# The miniature agrees with the papers, and adds a caution to them. "Can be removed" was measured *one at a time* in the
+# With two heads left, one of each kind, it still knows more than half of the answers; with one, nothing: the circuit has
+# two parts. The miniature agrees with the papers, and adds a caution to them. "Can be removed" was measured *one at a time* in the
 # table and *in good order* in the curve. Removed in a bad order, the first two heads may already be fatal, as the group
 # experiment showed. And dispensable after training does not mean dispensable during it.
 
@@ -1399,6 +1403,489 @@ partial = [multi_head_attention_torch(x, x, w[0][:, s], w[1][:, s], w[2][:, s], 
 print("two machines with two heads each:", torch.allclose(sum(partial), batched(x, *w, 4), atol=1e-12))
 
 # %% [markdown]
+# ## Part 4 · CUDA: heads read in place
+#
+# **Where is a head in memory?** In NumPy and PyTorch it is a view: the `reshape` and `swapaxes` of `split_heads` move
+# no byte. A kernel that wants each head in one piece needs a real copy, of Q, K, V and of the result. This part counts
+# what those copies cost, and builds a kernel that does without.
+#
+# The words and the tools are those of lecture 01, part 4: `cuda.compile`, requests, sectors, tiles. So are the two
+# counts of bytes: **requested** is what the threads ask for, **distinct** counts each sector of 32 bytes once for each
+# kernel. As there, no GPU run is recorded: this part shows bytes and no times.
+
+# %% tags=["export"]
+import functools
+
+from attention.fundamentals import check_arguments
+from utils import cuda
+
+# %% [markdown]
+# ### Arithmetic first: four products, one attention, four copies
+#
+# For `n` tokens of width `d`, in self-attention, at four bytes a float. A product of (n, d) by (d, d) is $2nd^2$
+# floating-point operations (FLOPs):
+#
+# | step | FLOPs | reads | writes |
+# |---|---|---|---|
+# | products by $W_Q, W_K, W_V, W_O$ | $4 \cdot 2nd^2$ | $4 \cdot 4(nd + d^2)$ | $4 \cdot 4nd$ |
+# | attention, all heads | $4n^2d$ | $4 \cdot 3nd$ at least | $4nd$ |
+# | copies of Q, K, V and the result | 0 | $4 \cdot 4nd$ | $4 \cdot 4nd$ |
+#
+# The number of heads appears nowhere: $h$ heads of width $d/h$ cost what one of width $d$ costs. (The exponentials are
+# not counted; there are $h n^2$ of them.)
+#
+# *Predict.* From which length on does attention compute more than the four products? And which share of all bytes is
+# copying?
+
+# %%
+def cost(n, d):
+    """(FLOPs of the products, FLOPs of attention, least bytes of both, bytes of the copies) of n tokens of width d."""
+    return 8 * n * d**2, 4 * n**2 * d, 4 * (8 * n * d + 4 * d**2) + 4 * 4 * n * d, 4 * 8 * n * d
+
+print("        n  attention / products   bytes without copies   with copies")
+for n in (128, 1024, 4096, 32768):
+    products, attention, moved, copied = cost(n, d=512)
+    print(f"{n:9,}  {attention / products:20.2f}   {moved / 1e6:17.1f} MB   {(moved + copied) / moved:9.2f} x")
+
+# %% [markdown]
+# From $n = 2d$ on, attention computes more. The copies compute nothing. For long inputs, where the weights no longer
+# count, they turn $12nd$ numbers moved into $20nd$: two thirds more.
+#
+# ### The products, tile by tile
+#
+# Each of the four products is one launch. A block computes 16 × 16 outputs; it walks along the inner dimension, and
+# every number that it loads is used 16 times. Batch and sequence are one axis here: a projection does not care which
+# sentence a row comes from.
+
+# %% tags=["export"]
+PROJECT = r"""
+#define TILE 16
+__global__ void project(const float* x, const float* w, float* out, int n_rows, int d_in, int d_out) {
+  __shared__ float x_tile[TILE][TILE], w_tile[TILE][TILE];
+  int c = threadIdx.x, r = threadIdx.y, row = blockIdx.x * TILE + r, column = blockIdx.y * TILE + c;
+  float sum = 0.0f;
+  for (int first = 0; first < d_in; first += TILE) {
+    // load
+    x_tile[r][c] = row < n_rows && first + c < d_in ? x[(size_t)row * d_in + first + c] : 0.0f;
+    w_tile[r][c] = first + r < d_in && column < d_out ? w[(size_t)(first + r) * d_out + column] : 0.0f;
+    __syncthreads();                                    // both tiles have arrived
+    // multiply
+    for (int t = 0; t < TILE; ++t) sum += x_tile[r][t] * w_tile[t][c];
+    __syncthreads();                                    // both have been used
+  }
+  // write
+  if (row < n_rows && column < d_out) out[(size_t)row * d_out + column] = sum;
+}
+"""
+
+# %% tags=["export"]
+@functools.cache
+def project_kernel():
+    """The product x w in tiles, compiled on first use."""
+    return cuda.compile(PROJECT, name="project")
+
+def project_launch(x, w):
+    """Grid, block, arguments and output of the kernel `project`, for float32 tensors x (..., d_in), w (d_in, d_out)."""
+    d_in, d_out = w.shape
+    n_rows = math.prod(x.shape[:-1])
+    out = torch.zeros(*x.shape[:-1], d_out, device=x.device)
+    return (-(-n_rows // 16), -(-d_out // 16)), (16, 16), (x, w, out, n_rows, d_in, d_out), out
+
+# %%
+def draw(*shape):
+    return torch.from_numpy(rng.standard_normal(shape).astype(np.float32))
+
+rng = np.random.default_rng(4)
+n, d = 50, 40                                                       # neither is a multiple of 16
+x, w = draw(n, d), draw(d, d)
+grid, block, arguments, out = project_launch(x, w)
+report = project_kernel().check[grid, block](*arguments)
+tiles = lambda size: -(-size // 16)                                 # how many tiles of 16 cover it
+
+print("problems:", len(report.problems), "  right to 1e-5:", torch.allclose(out, x @ w, atol=1e-4, rtol=1e-5))
+print(f"read    {report.global_loaded:7,} bytes, formula {4 * (n * d * tiles(d) + d * d * tiles(n)):7,}")
+print(f"written {report.global_stored:7,} bytes, formula {4 * n * d:7,}")
+
+# %% [markdown]
+# To the byte, ragged ends included. `x` is read once for each column of tiles, `w` once for each row of tiles.
+#
+# *Predict.* What do tiles of 8 and of 32 read?
+
+# %%
+for tile in (8, 16, 32):
+    kernel = cuda.compile(PROJECT.replace("TILE 16", "TILE " + str(tile)), name="project")
+    read = kernel.check[(-(-n // tile), -(-d // tile)), (tile, tile)](*arguments).global_loaded
+    print(f"tile {tile:2d}: {read:7,} bytes, {2 * n * d * d / read:.1f} FLOPs for each byte read")
+
+# %% [markdown]
+# The larger the tile, the fewer bytes. A block has at most 1,024 threads, and that is 32 × 32.
+#
+# ### The losing variant: copy first
+#
+# What `.contiguous()` does after `split_heads`: (batch, seq, heads, d_head) becomes (batch, heads, seq, d_head).
+# Thread number `e` writes element `e` of the result.
+#
+# *Predict.* Reading a transposed array sounds uncoalesced. With heads of 16 floats, how many sectors does a request of
+# 32 lanes touch?
+
+# %%
+SPLIT_COPY = r"""
+__global__ void split_copy(const float* x, float* y, int n_heads, int seq, int d_head, int n) {
+  int e = blockIdx.x * blockDim.x + threadIdx.x;
+  if (e >= n) return;
+  int c = e % d_head, t = e / d_head % seq, h = e / d_head / seq % n_heads, b = e / d_head / seq / n_heads;
+  y[e] = x[((size_t)(b * seq + t) * n_heads + h) * d_head + c];
+}
+"""
+batch, seq, heads, d_head = 2, 48, 4, 16
+x = draw(batch, seq, heads * d_head)
+y = torch.zeros(batch, heads, seq, d_head)
+copying = cuda.compile(SPLIT_COPY).check[-(-x.numel() // 256), 256](x, y, heads, seq, d_head, x.numel())
+print("the same as split_heads:", torch.equal(y, split_heads(x, heads)))
+print("sectors of a request:", *(row.sectors // row.requests for row in copying.rows), "(load, store)")
+print(f"{copying.global_loaded + copying.global_stored:,} bytes for one copy; four for each layer:",
+      f"{4 * (copying.global_loaded + copying.global_stored):,} = 8 * batch * seq * d_model * 4:",
+      4 * (copying.global_loaded + copying.global_stored) == 8 * batch * seq * heads * d_head * 4)
+
+# %% [markdown]
+# Four, on both sides: a row of a head is 64 bytes in one piece, two whole sectors. The copy is coalesced; it loses
+# because it is there at all. And if the *copy* can read a head without waste, so can the kernel that needs it.
+#
+# ### A head is a window of columns
+#
+# Row $t$ of head $h$ begins at `t * row_stride + h * d_head`: `row_stride` numbers further for the next token, `d_head`
+# further for the next head.
+
+# %%
+lane = np.arange(32)
+for d_head in (16, 4):
+    offsets = 4 * (lane // d_head * 64 + lane % d_head)             # head 0 of rows of 64 floats
+    plotting.warp_access(offsets)
+plotting.show("Two maps of memory, one warp reading a head in place: heads of 16 floats fill four sectors; heads of 4 "
+              "touch eight and use half of each.")
+
+# %% [markdown]
+# #### Exercise 2.7: read a head in place  (difficulty 3 of 5, 20 minutes)
+#
+# All 256 threads of a block copy `TILE` = 16 rows of **one head** into shared memory, as in exercise 1.8. What is new
+# is where they are: the heads of a token stand side by side in one row.
+#
+# | argument | meaning |
+# |---|---|
+# | `tile` | in shared memory; row $r$, column $c$ of the head belongs at `tile[r * stride + c]` |
+# | `stride` | words from one row of the tile to the next, at least `d_head` |
+# | `rows` | in global memory, `(n_rows, row_stride)`, row after row; all heads of a token in its row |
+# | `row_stride` | numbers in a whole row, at least `(head + 1) * d_head` |
+# | `head` | which head, from 0 |
+# | `first` | the first row to copy; rows from `n_rows` on do not exist and become 0 |
+# | `d_head` | columns of one head, any number |
+#
+# Neighbouring threads must read neighbouring addresses within a row. Read nothing but the head.
+#
+# <details><summary>Hint</summary>
+#
+# Number the 16 · `d_head` elements of the tile row after row; `e / d_head` and `e % d_head` are row and column in the
+# tile. In memory the row is `first` further down, the column `head * d_head` further right.
+#
+# </details>
+
+# %% tags=["exercise", "export"]
+LOAD_HEAD = r"""
+#define TILE 16
+__device__ void load_head(float* tile, int stride, const float* rows, int row_stride, int head, int first, int n_rows,
+                          int d_head) {
+  int thread = threadIdx.y * TILE + threadIdx.x;
+  // BEGIN SOLUTION
+  for (int e = thread; e < TILE * d_head; e += TILE * TILE) {
+    int r = e / d_head, c = e % d_head;
+    bool exists = first + r < n_rows;
+    tile[r * stride + c] = exists ? rows[(size_t)(first + r) * row_stride + head * d_head + c] : 0.0f;
+  }
+  // END SOLUTION
+}
+"""
+
+# %%
+LOAD_HEAD = check("2.7", LOAD_HEAD)
+
+# %% [markdown]
+# With one head it is `load_tile` of lecture 01. *Predict.* From which `d_head` on is nothing wasted?
+
+# %%
+READ_HEAD = r"""
+__global__ void read_head(const float* rows, float* out, int row_stride, int head, int n_rows, int d_head) {
+  extern __shared__ float tile[];
+  load_head(tile, d_head, rows, row_stride, head, 0, n_rows, d_head);
+  __syncthreads();
+  for (int c = threadIdx.x; c < d_head; c += TILE) out[threadIdx.y * d_head + c] = tile[threadIdx.y * d_head + c];
+}
+"""
+kernel = cuda.compile(LOAD_HEAD + READ_HEAD, name="read_head")
+for d_head in (1, 2, 4, 8, 12, 16, 32, 64):
+    rows, out = draw(16, 3 * d_head), torch.zeros(16, d_head)
+    report = kernel.check[1, (16, 16), 4 * 16 * d_head](rows, out, 3 * d_head, 1, 16, d_head)
+    assert torch.equal(out, rows[:, d_head:2 * d_head])
+    fetched = sum(row.sectors for row in report.rows if row.array == "rows")
+    print(f"d_head {d_head:2d}: {fetched:3d} sectors for {16 * d_head:5d} floats,",
+          f"{32 * fetched / (64 * d_head):.1f} times the bytes")
+
+# %% [markdown]
+# From 8 on, if it is a multiple of 8: then a row of a head is whole sectors, and reading in place is as good as reading
+# a copy. A row of 12 floats is one and a half sectors, so it begins or ends in the middle of one. The paper of 2017
+# and GPT-2 have heads of 64.
+#
+# ### Attention over heads in place
+#
+# The kernel is that of lecture 01, and three things are better:
+#
+# - **in place:** `load_head` reads Q, K and V where the products left them. The result of head $h$ goes to its own
+#   columns, so it is merged already;
+# - **scores are kept:** lecture 01 computed each score twice and read K twice. Here the scores of the first `kept` keys
+#   stay in shared memory, and only those after them are computed again;
+# - **the future is not loaded:** with a causal mask, tiles behind a block's last query are left out.
+#
+# First the tools: two reductions over the sixteen threads of a row, as in lecture 01, a dot product, and the
+# weighted sum of a tile of values.
+
+# %% tags=["export"]
+ROW_TOOLS = r"""
+#define PAD 1                                           // one unused float at the end of each row of a tile
+__device__ float row_max(float x) {                     // over the TILE threads that share a row of the tile
+  for (int o = TILE / 2; o > 0; o /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, o));
+  return x;
+}
+__device__ float row_sum(float x) {
+  for (int o = TILE / 2; o > 0; o /= 2) x += __shfl_xor_sync(0xffffffff, x, o);
+  return x;
+}
+__device__ float dot(const float* a, const float* b, int d) {
+  float sum = 0.0f;
+  for (int t = 0; t < d; ++t) sum += a[t] * b[t];
+  return sum;
+}
+__device__ void blend(float* o_row, const float* weights, const float* v_tile, int d_v) {
+  for (int c = threadIdx.x; c < d_v; c += TILE)
+    for (int r = 0; r < TILE; ++r) o_row[c] += weights[r] * v_tile[r * (d_v + PAD) + c];
+}
+"""
+
+# %% tags=["export"]
+ATTEND_HEADS = r"""
+__global__ void attend_heads(const float* q, const float* k, const float* v, const unsigned char* mask, float* out,
+                             int n_heads, int n_queries, int n_keys, int d_head, int d_v, int q_stride, int k_stride,
+                             int v_stride, int kept, int causal, float scale) {
+  extern __shared__ float shared[];
+  float *q_tile = shared, *k_tile = q_tile + TILE * (d_head + PAD), *v_tile = k_tile + TILE * (d_head + PAD);
+  float *o_tile = v_tile + TILE * (d_v + PAD), *s_tile = o_tile + TILE * (d_v + PAD);   // output undivided, scores
+  int x = threadIdx.x, y = threadIdx.y, first_query = blockIdx.y * TILE, i = first_query + y;
+  int head = blockIdx.x % n_heads, end = causal ? min(n_keys, first_query + TILE + n_keys - n_queries) : n_keys;
+  size_t batch = blockIdx.x / n_heads;
+  q += batch * n_queries * q_stride, k += batch * n_keys * k_stride, v += batch * n_keys * v_stride;
+  if (mask) mask += ((size_t)blockIdx.x * n_queries + i) * n_keys;                       // none is a null pointer
+  float *q_row = q_tile + y * (d_head + PAD), *o_row = o_tile + y * (d_v + PAD);         // this thread's rows
+  // load the queries
+  load_head(q_tile, d_head + PAD, q, q_stride, head, first_query, n_queries, d_head);
+  for (int c = x; c < d_v; c += TILE) o_row[c] = 0.0f;
+  float maximum = -INFINITY, total = 0.0f;
+  for (int pass = 0; pass < 2; ++pass) {
+    for (int first = 0, j = x; first < end; first += TILE, j += TILE) {       // j: this thread's key
+      bool fresh = pass == 0 || first >= kept;          // else the scores of this tile are still here
+      // load
+      __syncthreads();                                  // the tiles of the last round have been used
+      if (fresh) load_head(k_tile, d_head + PAD, k, k_stride, head, first, n_keys, d_head);
+      if (pass == 1) load_head(v_tile, d_v + PAD, v, v_stride, head, first, n_keys, d_v);
+      __syncthreads();                                  // the new tiles have arrived
+      // score
+      float* scores = s_tile + y * (kept + TILE + PAD) + min(first, kept);    // TILE places for all that is not kept
+      bool allowed = fresh && i < n_queries && j < n_keys && (!causal || j <= i + n_keys - n_queries)
+        && (!mask || mask[j]);
+      if (fresh) scores[x] = allowed ? scale * dot(q_row, k_tile + x * (d_head + PAD), d_head) : -INFINITY;
+      if (pass == 0) { maximum = fmaxf(maximum, scores[x]); continue; }
+      // weights and blend, once the maximum is known
+      scores[x] = expf(scores[x] - maximum);
+      total += scores[x];
+      __syncwarp();                                     // a row of the tile belongs to one warp
+      blend(o_row, scores, v_tile, d_v);
+    }
+    maximum = fmaxf(row_max(maximum), -3e38f);          // finite: with nothing to attend to each weight is exp(-inf)
+  }
+  total = row_sum(total);
+  // write, into the head's own columns
+  out += (batch * n_queries + i) * n_heads * d_v + head * d_v;
+  for (int c = x; c < d_v && i < n_queries; c += TILE) out[c] = total == 0.0f ? 0.0f : o_row[c] / total;
+}
+"""
+
+# %% [markdown]
+# How many scores are kept? As many as fit into 48 KB beside the tiles. That much a block gets on any GPU without
+# having to ask.
+
+# %% tags=["export"]
+@functools.cache
+def attend_kernel():
+    """Attention over heads in place, compiled on first use."""
+    return cuda.compile(LOAD_HEAD + ROW_TOOLS + ATTEND_HEADS, name="attend_heads")
+
+def attend_launch(q, k, v, n_heads, mask, causal, kept=None):
+    """Grid, block, shared bytes, arguments and output of `attend_heads`.
+
+    q (batch, n_queries, n_heads * d_head), k and v alike: float32 tensors, contiguous. mask None or uint8
+    (batch, n_heads, n_queries, n_keys). kept: for how many keys scores are kept, a multiple of 16; as many as fit
+    unless given.
+    """
+    batch, n_queries, n_keys = q.shape[0], q.shape[1], k.shape[1]
+    d_head, d_v = q.shape[2] // n_heads, v.shape[2] // n_heads
+    room = 48 * 1024 // 64 - 2 * (d_head + 1) - 2 * (d_v + 1) - 17            # in scores of each of the 16 rows
+    kept = max(0, min(-(-n_keys // 16) * 16, room // 16 * 16)) if kept is None else kept
+    shared = 64 * (2 * (d_head + 1) + 2 * (d_v + 1) + 17 + kept)
+    out = torch.zeros(batch, n_queries, v.shape[2], device=q.device)
+    arguments = (q, k, v, mask, out, n_heads, n_queries, n_keys, d_head, d_v, q.shape[2], k.shape[2], v.shape[2],
+                 kept, int(causal), 1 / math.sqrt(d_head))
+    return (batch * n_heads, -(-n_queries // 16)), (16, 16), shared, arguments, out
+
+# %%
+batch, n, m, d_model, heads = 2, 40, 70, 64, 4
+d = d_model // heads
+q, k, v = draw(batch, n, d_model), draw(batch, m, d_model), draw(batch, m, d_model)
+grid, block, shared, arguments, out = attend_launch(q, k, v, heads, None, False)
+kept = attend_kernel().check[grid, block, shared](*arguments)
+
+expected = merge_heads(attention_numpy(*(split_heads(a.numpy(), heads) for a in (q, k, v))))
+print("problems:", len(kept.problems), "  agrees with NumPy to 1e-5:", np.allclose(out, expected, atol=1e-5))
+print(f"read    {kept.global_loaded:7,} bytes, formula {4 * batch * heads * (n * d + tiles(n) * 2 * m * d):7,}")
+print(f"written {kept.global_stored:7,} bytes, formula {4 * batch * heads * n * d:7,}")
+print("sectors of every request as few as can be:", all(row.sectors == row.ideal_sectors for row in kept.rows))
+
+# %% [markdown]
+# For each tile of 16 queries K and V are read once, and no sector is wasted. With `kept=0` it is the kernel of lecture
+# 01.
+#
+# *Predict.* Three variants of the same kernel, for 96 tokens that attend to themselves: no scores kept, all kept, all
+# kept and causal. How do their reads compare?
+
+# %%
+q, k, v = (draw(1, 96, 64) for _ in range(3))
+for name, causal, kept in (("none kept", False, 0), ("all kept", False, 96), ("causal", True, 96)):
+    grid, block, shared, arguments, _ = attend_launch(q, k, v, 4, None, causal, kept)
+    loaded = attend_kernel().check[grid, block, shared](*arguments).global_loaded
+    print(f"{name:9s}: {loaded:8,} bytes = {loaded / (4 * 96 * 64):4.1f} times the size of Q")
+
+# %% [markdown]
+# Q once, and for each of six tiles of queries V once and K twice or once: 1 + 6 · 3 = 19 and 1 + 6 · 2 = 13. Causal
+# blocks read one, two, ... six sixths of K and V: 1 + 3.5 · 2 = 8. (Keeping has its price: shared memory that one block
+# holds, another cannot use. Can the second reading of K be avoided at any length? Lecture 06.)
+#
+# ### All together
+#
+# Three products, attention, one product: five launches, and nothing between them but reshapes that move no byte.
+
+# %% tags=["export"]
+def as_float32(array):
+    """A NumPy array or a tensor as a contiguous float32 tensor on its own device."""
+    tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array))
+    return tensor.detach().float().contiguous()
+
+def project_in_tiles(x, w):
+    """x (..., d_in) by w (d_in, d_out), arrays or tensors, through the kernel; a float32 tensor."""
+    grid, block, arguments, out = project_launch(as_float32(x), as_float32(w))
+    if out.numel() and w.shape[0]:
+        project_kernel().fast[grid, block](*arguments)
+    return out
+
+def multi_head_attention_cuda(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, causal=False):
+    """Multi-head attention by tiled CUDA kernels that read heads in place; arguments, shapes and errors as
+    multi_head_attention_numpy.
+
+    NumPy arrays and CPU tensors run on the CPU, CUDA tensors on the GPU. Computed in single precision, returned in
+    the kind and type of x_q. Not differentiable.
+    d_head + d_v up to 1,804 where a block may have 227 KB of shared memory, 1,292 on sm_80, 780 on sm_120.
+    """
+    check_projections(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads)
+    q, k, v = (project_in_tiles(x, w) for x, w in ((x_q, w_q), (x_kv, w_k), (x_kv, w_v)))
+    check_arguments(*(split_heads(t, n_heads) for t in (q, k, v)), mask)      # a view: nothing is copied
+    lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2])
+    q, k, v = (t.expand(*lead, *t.shape[-2:]).reshape(math.prod(lead), *t.shape[-2:]).contiguous() for t in (q, k, v))
+    if mask is not None:
+        full = (*lead, n_heads, q.shape[1], k.shape[1])
+        mask = torch.as_tensor(mask, device=q.device).expand(full).to(torch.uint8).contiguous()
+    grid, block, shared, arguments, out = attend_launch(q, k, v, n_heads, mask, causal)
+    if out.numel() and k.shape[1]:
+        attend_kernel().fast[grid, block, shared](*arguments)
+    out = project_in_tiles(out.reshape(*lead, *out.shape[1:]), w_o)
+    if isinstance(x_q, torch.Tensor):
+        return out.to(x_q.dtype if x_q.is_floating_point() else torch.float64)
+    return out.numpy().astype(x_q.dtype if np.issubdtype(x_q.dtype, np.floating) else np.float64)
+
+# %%
+worst = 0.0
+odd = (((3,), 19, 45, 20, 2, 5, 9), ((), 1, 70, 7, 3, 8, 1), ((2, 2), 33, 17, 24, 4, 6, 6))
+for lead, n, m, d_model, heads, d_head, d_v in odd:
+    x_q, x_kv = rng.standard_normal((*lead, n, d_model)), rng.standard_normal((*lead, m, d_model))
+    w_q, w_k = rng.standard_normal((2, d_model, heads * d_head))
+    w_v, w_o = rng.standard_normal((d_model, heads * d_v)), rng.standard_normal((heads * d_v, d_model))
+    mask = rng.random((heads, n, m)) < 0.7
+    for causal in (False, True):
+        call = x_q, x_kv, w_q, w_k, w_v, w_o, heads, mask, causal
+        expected = multi_head_attention_numpy(*call)
+        worst = max(worst, np.abs(multi_head_attention_cuda(*call) - expected).max() / np.abs(expected).max())
+print("six odd cases agree with NumPy to 1e-5 of the largest value:", worst < 1e-5)
+
+# %% [markdown]
+# And the copies, measured beside the rest: distinct bytes of a layer over 256 tokens, from one launch of each kind.
+
+# %%
+n, d_model, heads = 256, 64, 4
+x, w = draw(1, n, d_model), draw(d_model, d_model)
+grid, block, arguments, q = project_launch(x, w)
+product = project_kernel().check[grid, block](*arguments)
+grid, block, shared, arguments, _ = attend_launch(q, q.clone(), q.clone(), heads, None, False)  # three arrays
+attend = attend_kernel().check[grid, block, shared](*arguments)
+y = torch.zeros(1, heads, n, d_model // heads)
+copying = cuda.compile(SPLIT_COPY).check[-(-q.numel() // 256), 256](q, y, heads, n, d_model // heads, q.numel())
+
+products, attention, copies = (times * (report.distinct_loaded + report.distinct_stored)
+                               for times, report in ((4, product), (1, attend), (4, copying)))
+_, _, moved, copied = cost(n, d_model)
+print(f"four products {products:8,} bytes, attention {attention:8,}, four copies {copies:8,}")
+print(f"with copies {1 + copies / (products + attention):.2f} times the bytes, formula {1 + copied / moved:.2f}")
+
+# %% [markdown]
+# ### One product instead of three
+#
+# $W_Q$, $W_K$ and $W_V$ side by side are one matrix (d, 3d). **What does one launch save?** GPT-2 stores them this
+# way (`c_attn`).
+#
+# *Predict.* Does the number of requested bytes change? And of distinct bytes?
+
+# %%
+x, packed = draw(n, d_model), draw(d_model, 3 * d_model)
+counts = {}
+for name, weights in (("three launches", packed.split(d_model, dim=1)), ("one launch", [packed])):
+    launches = [project_launch(x, w.contiguous()) for w in weights]
+    reports = [project_kernel().check[grid, block](*arguments) for grid, block, arguments, _ in launches]
+    counts[name] = [sum(row) for row in zip(*((r.global_loaded, r.distinct_loaded) for r in reports))]
+    print(f"{name:14s}: requested {counts[name][0]:9,} bytes, distinct {counts[name][1]:8,}")
+print(f"saved distinct bytes: {counts['three launches'][1] - counts['one launch'][1]:,}; x is {4 * n * d_model:,}")
+
+# %% [markdown]
+# The threads ask for the same. What is saved is the second and third reading of `x` from slow memory, where it did not
+# stay in the cache anyway. The result is one array (n, 3d), and here strides pay once more: K begins `d_model` numbers
+# later, with rows `3 * d_model` apart. The same kernel reads it, uncopied.
+
+# %%
+_, _, _, qkv = launches[0]                                          # (n, 3 * d_model)
+q, k, v = (part.contiguous()[None] for part in qkv.split(d_model, dim=1))
+grid, block, shared, arguments, out = attend_launch(q, k, v, heads, None, True)
+attend_kernel().fast[grid, block, shared](*arguments)               # from three arrays
+
+flat, packed_out = qkv.flatten(), torch.zeros_like(out)
+views = [flat[part * d_model:] for part in range(3)]                # Q, K and V begin d_model apart
+sizes = list(arguments[5:])
+sizes[5:8] = [3 * d_model] * 3                                      # and their rows 3 * d_model
+attend_kernel().fast[grid, block, shared](*views, None, packed_out, *sizes)
+print("read from the packed array, the same to the bit:", torch.equal(out, packed_out))
+
+# %% [markdown]
 # ## Traps
 #
 # Statements from slides, glossaries and tutorials. Say what is wrong before you open the answer.
@@ -1456,10 +1943,11 @@ for n in (5, 9):
 # %%
 x = torch.from_numpy(rng.standard_normal((1, 6, 16)))
 with torch.no_grad():
-    out, mean_map = layer(x, x, x)
-    w_q, w_k, w_v, w_o = weights_from_torch(layer.in_proj_weight, layer.out_proj.weight)
+    out, mean_map = torch_layer(x, x, x)
+    w_q, w_k, w_v, w_o = weights_from_torch(torch_layer.in_proj_weight, torch_layer.out_proj.weight)
     from_mean = mean_map @ (x @ w_v) @ w_o
-print("shape of the returned map:", tuple(mean_map.shape), "  output from the mean map:", torch.allclose(from_mean, out, atol=0.01))
+print("the returned map:", tuple(mean_map.shape))
+print("the output follows from it:", torch.allclose(from_mean, out, atol=0.01))
 
 # %% [markdown]
 # ### "The decoder uses the keys and values of the encoder's self-attention"
@@ -1554,7 +2042,8 @@ plotting.head_viewer(w, letters, "Two layers of four heads on ABCDEFGH ABCDEFGH:
 # %%
 sentence = "The animal didn't cross the street because it was too tired."
 weights, tokens = data.minilm_attention(sentence)
-plotting.bertviz_model_view(weights[2:4].round(3), tokens, "Layers 2 and 3 of MiniLM, twelve heads each, in BertViz's model view.")
+plotting.bertviz_model_view(weights[2:4].round(3), tokens,
+                            "Layers 2 and 3 of MiniLM, twelve heads each, in BertViz's model view.")
 
 # %% [markdown]
 # ### Do the heads of a real model have names?
@@ -1574,7 +2063,8 @@ def named_shares(w):
     n = inner.shape[2]
     here = np.arange(n)
     return {"itself": inner[:, :, here, here + 1].mean(-1), "previous": inner[:, :, here, here].mean(-1),
-            "next": inner[:, :, here, here + 2].mean(-1), "[CLS]": inner[..., 0].mean(-1), "[SEP]": inner[..., -1].mean(-1)}
+            "next": inner[:, :, here, here + 2].mean(-1),
+            "[CLS]": inner[..., 0].mean(-1), "[SEP]": inner[..., -1].mean(-1)}
 
 found = [named_shares(data.minilm_attention(text)[0]) for text in texts]
 shares = {name: np.mean([f[name] for f in found], axis=0) for name in found[0]}
@@ -1582,7 +2072,8 @@ named = {name: int((share > 0.5).sum()) for name, share in shares.items()}
 print(named, " without a name:", 72 - sum(named.values()))
 
 # %% [markdown]
-# Most have none of these names. Clark et al. (2019, arXiv 1906.04341) looked at BERT with many more candidates and
+# Most have none of these names, and 28 of those that have one look at the start token, which every sentence has (why,
+# is a question for lecture 05). Clark et al. (2019, arXiv 1906.04341) looked at BERT with many more candidates and
 # found heads for the next token, for delimiters and for some grammatical relations. A name is a hypothesis that has
 # passed a test; most heads have not been given one.
 #
@@ -1654,13 +2145,18 @@ shares = rollout(attention_maps(model))[position, :position + 1]
 rises = removal(model, ids_20, position)
 needed = [position, position - 20, position - 19]
 print("rollout:  the four largest shares are at", sorted(np.argsort(-shares)[:4].tolist()))
-print("removing: the three worst losses are at ", sorted(np.argsort(-rises)[:3].tolist()), "  needed:", sorted(needed))
+print("removing: the three worst losses are at ", sorted(np.argsort(-rises)[:3].tolist()), "    needed:", sorted(needed))
 
 # %%
 plotting.curves({"rollout: share": shares / shares.max(), "removal: rise of the loss": rises / rises.max()},
                 xlabel="input position", ylabel="relative to the largest",
                 title="What the prediction at position 30 depends on: tokens 10, 11 and 30")
 plotting.show("Two curves over the input positions 0 to 30, both with peaks at 10, 11 and 30.")
+
+# %% [markdown]
+# It does, and it names one more: token 29, which the previous-token heads write into position 30 as they do everywhere,
+# and which this prediction has no use for. Rollout knows where information *went*. Whether it was used, only removal
+# tells.
 
 # %% [markdown]
 # ### Sentiment: what a layer of attention adds to a bag of words
@@ -1705,13 +2201,16 @@ def train_sentiment(attend, seed):
 
 readers = {attend: [train_sentiment(attend, seed) for seed in range(3)] for attend in (False, True)}
 with torch.no_grad():
-    right = {attend: [(m(exam_x).argmax(-1) == exam_y).double().mean().item() for m in three] for attend, three in readers.items()}
+    right = {attend: [(model(exam_x).argmax(-1) == exam_y).double().mean().item() for model in three]
+             for attend, three in readers.items()}
 print("bag of words: below 0.65, each seed:        ", max(right[False]) < 0.65)
 print("one encoder layer: above 0.95, each seed:   ", min(right[True]) > 0.95)
 
 # %% [markdown]
-# A bag of words can only add votes, and here they cancel. What does the layer do to the word *great*? We read the vote
-# of the opinion's own position, with *not* before it and without.
+# A bag of words can only add votes, and here they cancel. What does the layer do to a good word? The votes can be read
+# position by position, because the classifier takes their mean.
+#
+# *Predict.* In "not great": does the vote of *great* turn, or does *not* outvote it?
 
 # %%
 with torch.no_grad():
@@ -1719,12 +2218,14 @@ with torch.no_grad():
         votes = model.out(model.layer(model.embedding(exam_x)))                      # (2000, 12, 2)
         vote = (votes[..., 1] - votes[..., 0])[np.arange(2000), place].numpy()
         good = exam_x[np.arange(2000), place].numpy() < 3
-        means = [vote[good & (negated == n)].mean() for n in (0, 1)]
-        print(f"vote of a good word alone is positive: {means[0] > 0}, after not it is negative: {means[1] < 0}")
+        before = (votes[..., 1] - votes[..., 0])[np.arange(2000), place - 1].numpy()
+        alone, after_not, of_not = vote[good & (negated == 0)], vote[good & (negated == 1)], before[good & (negated == 1)]
+        print(f"a good word alone votes for good: {alone.mean() > 0}; after not, against: {after_not.mean() < 0}; "
+              f"the not itself, against: {of_not.mean() < 0}")
 
 # %% [markdown]
-# After the layer, "great" behind "not" is no longer the word of the dictionary. Its vector has been rewritten by its
-# neighbour, which is what is meant by a *contextual* embedding. BERT (Devlin et al. 2018, arXiv 1810.04805) is twelve
+# Three seeds, and not one way only: in two of them the good word itself changes sides behind *not*. In all of them some
+# vector is no longer that of the dictionary, but rewritten by its neighbour. That is what a *contextual* embedding is. BERT (Devlin et al. 2018, arXiv 1810.04805) is twelve
 # or twenty-four such layers, trained to fill in missing words.
 
 # %% [markdown]
@@ -1759,8 +2260,8 @@ Markdown("\n".join(rows))
 #
 # - One head returns one blend. Several heads return several, and what was found in different places stays apart.
 # - The matrices of all heads lie side by side in one; a head is a block of its columns, and a block of rows of $W^O$.
-#   FLOPs do not depend on how many heads there are, the memory of the scores does, and the rank of a head's scores is at
-#   most $d_\text{head}$.
+#   FLOPs do not depend on how many heads there are, the memory of the scores does, and the rank of a head's scores is
+#   at most $d_\text{head}$.
 # - Concatenate and project is a sum over heads. So heads can be silenced, measured and distributed one by one.
 # - Trained on repetition, a two-layer model forms previous-token heads and induction heads, suddenly and together; one
 #   layer cannot. Most single heads are dispensable; the groups that do a job are not.
@@ -1776,4 +2277,5 @@ Markdown("\n".join(rows))
 # **Sources.** Vaswani et al. 2017 (arXiv 1706.03762) · Devlin et al. 2018 (1810.04805) · Michel, Levy, Neubig 2019
 # (1905.10650) · Voita et al. 2019 (1905.09418) · Clark et al. 2019 (1906.04341) · Shoeybi et al. 2019 (1909.08053) ·
 # Raffel et al. 2019 (1910.10683) · Bhojanapalli et al. 2020 (2002.07028) · Abnar, Zuidema 2020 (2005.00928) · Elhage et
-# al. 2021, A Mathematical Framework for Transformer Circuits (transformer-circuits.pub) · Olsson et al. 2022 (2209.11895).
+# al. 2021, A Mathematical Framework for Transformer Circuits (transformer-circuits.pub) · Olsson et al. 2022
+# (2209.11895).
