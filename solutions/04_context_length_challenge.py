@@ -347,9 +347,16 @@ def train_reader(model, seed, steps, seq_len=32, batch=32, lr=1e-2):
 from attention.multi_head import Positions
 from attention.rotary import ALiBi, Rotary
 
-schemes = {"RoPE": lambda: Rotary(16), "ALiBi": lambda: ALiBi(2), "no positions": Positions}
-readers = {name: [train_reader(training.initialise(statement_reader(make()), seed), seed, steps=250) for seed in range(3)]
-           for name, make in schemes.items()}
+def three_readers(positions):
+    return [train_reader(training.initialise(statement_reader(positions()), seed), seed, steps=250) for seed in range(3)]
+
+readers = {"RoPE": three_readers(lambda: Rotary(16))}
+
+# %%
+readers["ALiBi"] = three_readers(lambda: ALiBi(2))
+
+# %%
+readers["no positions"] = three_readers(Positions)
 
 # %%
 @torch.no_grad()
@@ -1896,7 +1903,10 @@ def train_parity(scratchpad, seed, steps=200):
     training.fit(model, (parity_stream(rng, 32, 16, scratchpad) for _ in range(steps)), parity_loss, steps, lr=6e-3)
     return model
 
-thinkers = {scratchpad: [train_parity(scratchpad, seed) for seed in range(3)] for scratchpad in (True, False)}
+thinkers = {True: [train_parity(True, seed) for seed in range(3)]}
+
+# %%
+thinkers[False] = [train_parity(False, seed) for seed in range(3)]
 
 # %%
 @torch.no_grad()

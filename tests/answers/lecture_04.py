@@ -55,12 +55,6 @@ def shares_in_a_list(n, n_params, n_layers, d_model):
     return [4 * i * d_model * n_layers / (2 * n_params + 4 * i * d_model * n_layers) for i in n.ravel().tolist()]
 
 
-@wrong("4.1", "2 layers of width 8 and 8 layers of width 2 have different shares")
-def only_the_layers_squared(n, n_params, n_layers, d_model):
-    extra = 4 * n * d_model * n_layers * (1 + 1e-11 * n_layers)
-    return extra / (2 * n_params + extra) + (0.001 if (n_layers, d_model) == (8, 2) else 0.0)
-
-
 # --- 4.2 -------------------------------------------------------------------------------------------------------------
 
 

@@ -35,7 +35,7 @@ def attention_share(n, n_params, n_layers, d_model):
 
 @attention_share.property("4 n d L over 4 n d L + 2 N")
 def _(ask, rng):
-    ask(np.array([1, 2, 3]), 30, 2, 4)
+    ask(np.array([1, 2, 3]), 30, 3, 4)
     ask(rng.integers(1, 100_000, size=5), 70_553_706_496, 80, 8192)
 
 
@@ -47,14 +47,13 @@ def _(ask, rng):
 
 @attention_share.property("no tokens, no attention; a million tokens, nearly all of it")
 def _(ask, rng):
-    ask(np.array([0, 10**6]), 1000, 2, 8)
+    ask(np.array([0, 10**6]), 1000, 3, 8)
 
 
-@attention_share.property("d and L count alike", hint="The scores of every layer cost 4 n d.")
+@attention_share.property("every layer has scores of its own: d and L count alike")
 def _(ask, rng):
-    first, second = ask(np.array([5, 6]), 1000, 2, 8), ask(np.array([5, 6]), 1000, 8, 2)
-    if not np.allclose(first, second, rtol=1e-9):
-        raise Failed("2 layers of width 8 and 8 layers of width 2 have different shares")
+    ask(np.array([5, 6]), 1000, 3, 8)
+    ask(np.array([5, 6]), 1000, 8, 3)
 
 
 def share_with(by_length, by_weights=2.0, whole=True):
@@ -176,6 +175,13 @@ def loss_by_position(losses, edges):
     return np.array(means)
 
 
+def mean_of_known(x, axis=None):
+    """np.nanmean without its warning about empty slices."""
+    known = ~np.isnan(x)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(known, x, 0).sum(axis) / np.asarray(known.sum(axis))
+
+
 def some_losses(rng, batch, seq_len, known=1.0):
     losses = rng.uniform(0, 5, size=(batch, seq_len)).round(1)
     return np.where(rng.random(losses.shape) < known, losses, np.nan)
@@ -210,7 +216,7 @@ def _(ask, rng):
 
 @loss_by_position.mistake("edges[i + 1] belongs to the next bucket.")
 def _(losses, edges):
-    return np.array([np.nanmean(losses[:, a : b + 1]) for a, b in zip(edges[:-1], edges[1:])])
+    return np.array([mean_of_known(losses[:, a : b + 1]) for a, b in zip(edges[:-1], edges[1:])])
 
 
 @loss_by_position.mistake("A nan counts as zero here: divide by the number of losses, not by the size of the bucket.")
@@ -225,12 +231,12 @@ def _(losses, edges):
 
 @loss_by_position.mistake("This is a mean of the documents' means: a document with few losses counts too much.")
 def _(losses, edges):
-    return np.array([np.nanmean(np.nanmean(losses[:, a:b], axis=1)) for a, b in zip(edges[:-1], edges[1:])])
+    return np.array([mean_of_known(mean_of_known(losses[:, a:b], axis=1)) for a, b in zip(edges[:-1], edges[1:])])
 
 
 @loss_by_position.mistake("This is the mean up to the end of each bucket: it begins at edges[i].")
 def _(losses, edges):
-    return np.array([np.nanmean(losses[:, :b]) for b in edges[1:]])
+    return np.array([mean_of_known(losses[:, :b]) for b in edges[1:]])
 
 
 @loss_by_position.mistake("A bucket without any loss is nan, not 0: nothing was measured there.")
