@@ -36,9 +36,9 @@ def documents(rng, batch, seq_len, chains=6, hops=1, share=0.3):
 
     chains variables get a value; each is handed on `hops` times to another name, always in this order in the text. The
     other statements are hay: random words, of which one has the share `share`.
-    Returns (ids, answers), both (batch, seq_len + chains * (hops + 1) + 1) int64. ids: the statements, then a question for
-    each name, chain after chain, then one for the most common word. answers: the symbol that the name stands for, after a
-    statement and after a question; NO_ANSWER after hay.
+    Returns (ids, answers), both (batch, seq_len + chains * (hops + 1) + 1) int64. ids: the statements, then a question
+    for each name, chain after chain, then one for the most common word. answers: the symbol that the name stands for,
+    after a statement and after a question; NO_ANSWER after hay.
     ValueError when the names or the places do not suffice.
     """
     n = chains * (hops + 1)
@@ -56,12 +56,13 @@ def documents(rng, batch, seq_len, chains=6, hops=1, share=0.3):
     said = np.full((batch, seq_len), NO_ANSWER)
     said[rows, places] = worth
     asked = statement(names.reshape(batch, n), ASK)
-    ids = np.concatenate([statement(text[..., 0], text[..., 1]), asked, np.full((batch, 1), statement(MOST, MOST))], axis=1)
+    most = np.full((batch, 1), statement(MOST, MOST))
+    ids = np.concatenate([statement(text[..., 0], text[..., 1]), asked, most], axis=1)
     return ids, np.concatenate([said, worth.reshape(batch, n), common], axis=1)
 
 
 class Statements(nn.Module):
-    """The embedding of statements: ids (batch, seq) -> (batch, seq, d_model), a vector for the name plus one for the content."""
+    """Embeds statements: ids (batch, seq) -> (batch, seq, d_model), the sum of a vector for the name and one for the content."""
 
     def __init__(self, d_model):
         super().__init__()
@@ -91,8 +92,8 @@ def train_reader(model, seed, steps, seq_len=32, batch=32, lr=1e-2):
 def place_needle(haystack, needle, depth):
     """Documents with one statement replaced: needle[b] stands in document b at depth[b], 0 the first place, 1 the last.
 
-    haystack integers (batch, seq_len), needle integers (batch,), depth floats (batch,). Returns a new array of the shape of
-    haystack. Raises ValueError for a depth outside 0 to 1.
+    haystack integers (batch, seq_len), needle integers (batch,), depth floats (batch,). Returns a new array of the
+    shape of haystack. Raises ValueError for a depth outside 0 to 1.
     """
     if np.size(depth) and not (0 <= np.min(depth) and np.max(depth) <= 1):
         raise ValueError(f"depth must lie between 0 and 1, got {np.min(depth)} to {np.max(depth)}")
@@ -191,10 +192,10 @@ def kv_cache_bytes(seq_len, n_kv_heads, d_head, n_full, n_windowed=0, window=0, 
 
 
 def prompt_cost(model, seq_len, n_bytes=2):
-    """What a prompt of seq_len tokens costs one model: (FLOPs of the prefill, bytes of the cache, bytes a new token reads).
+    """What a prompt costs a model: (FLOPs of the prefill, bytes of the cache, bytes that the next token reads).
 
-    model: an entry of data/long_context_models.json. seq_len int. The new token reads all active weights once, and the
-    cache; one sequence, n_bytes for each number.
+    model: an entry of data/long_context_models.json; seq_len int, the tokens of the prompt. The next token reads all
+    active weights once, and the cache; one sequence, n_bytes for each number.
     """
     def pairs(window):                                        # of queries and keys, causal
         width = min(seq_len, window)
