@@ -62,7 +62,7 @@ def documents(rng, batch, seq_len, chains=6, hops=1, share=0.3):
 
 
 class Statements(nn.Module):
-    """Embeds statements: ids (batch, seq) -> (batch, seq, d_model), the sum of a vector for the name and one for the content."""
+    """Embeds statements: ids (batch, seq) -> (batch, seq, d_model), a vector for the name plus one for the content."""
 
     def __init__(self, d_model):
         super().__init__()

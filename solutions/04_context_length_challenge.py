@@ -106,10 +106,11 @@ for n in lengths:
 peaks, seconds = np.array(measured).T
 
 # %%
-slopes = plotting.scaling({"peak memory": (lengths, peaks), "the scores alone, 4 n² bytes": (lengths, 4.0 * lengths**2)},
+scores_alone = 4.0 * lengths**2
+slopes = plotting.scaling({"peak memory": (lengths, peaks), "the scores alone, 4 n² bytes": (lengths, scores_alone)},
                           xlabel="sequence length n", ylabel="bytes", title="Twice the length, four times the memory")
-plotting.show("Peak memory of attention against sequence length, both axes logarithmic: a straight line of slope 2, a few "
-              "times above the line of the scores alone.")
+plotting.show("Peak memory of attention against sequence length, both axes logarithmic: a straight line of "
+              "slope 2, a few times above the line of the scores alone.")
 
 # %%
 time_slope = np.polyfit(np.log(lengths[1:]), np.log(seconds[1:]), 1)[0]
@@ -221,10 +222,11 @@ for name, value in kernels.items():
 # %%
 BANDWIDTH, PEAK = 3.35e12, 989e12                                      # NVIDIA H100 SXM, data sheet, dense bf16
 reachable = {name: (value, min(PEAK, value * BANDWIDTH)) for name, value in kernels.items()}
-plotting.roofline(reachable, BANDWIDTH, PEAK, title="Decoding and the softmax wait for memory, fused attention does not")
-plotting.show("Roofline of an H100 with five kernels drawn where they could be at best: decoding at 1 and the softmax at "
-              "about 1 FLOP per byte, attention with written scores at about 60, left of the ridge at 295; the matrix "
-              "product and fused attention far right of it.")
+plotting.roofline(reachable, BANDWIDTH, PEAK, 
+                  title="Decoding and the softmax wait for memory, fused attention does not")
+plotting.show("Roofline of an H100 with five kernels drawn where they could be at best: decoding at 1 and the "
+              "softmax at about 1 FLOP per byte, attention with written scores at about 60, left of the ridge "
+              "at 295; the matrix product and fused attention far right of it.")
 
 # %%
 for name, (value, speed) in reachable.items():
@@ -320,7 +322,7 @@ print("answers: ", *map(say, answers[0, 9:]))
 
 # %% tags=["export"]
 class Statements(nn.Module):
-    """Embeds statements: ids (batch, seq) -> (batch, seq, d_model), the sum of a vector for the name and one for the content."""
+    """Embeds statements: ids (batch, seq) -> (batch, seq, d_model), a vector for the name plus one for the content."""
 
     def __init__(self, d_model):
         super().__init__()
@@ -351,7 +353,8 @@ from attention.multi_head import Positions
 from attention.rotary import ALiBi, Rotary
 
 def three_readers(positions):
-    return [train_reader(training.initialise(statement_reader(positions()), seed), seed, steps=250) for seed in range(3)]
+    untrained = [training.initialise(statement_reader(positions()), seed) for seed in range(3)]
+    return [train_reader(model, seed, steps=250) for seed, model in enumerate(untrained)]
 
 readers = {"RoPE": three_readers(lambda: Rotary(16))}
 
@@ -448,8 +451,8 @@ def draw_grids(grids, title):
     figure.suptitle(title)
 
 draw_grids(grids, "Trained at 32: RoPE loses the needle beyond 64, first where it is far away")
-plotting.show("Three heat maps of needle depth against document length. RoPE finds everything up to 64 statements and at 256 "
-              "little but the end; ALiBi and no positions are bright everywhere.")
+plotting.show("Three heat maps of needle depth against document length. RoPE finds everything up to 64 "
+              "statements and at 256 little but the end; ALiBi and no positions are bright everywhere.")
 
 # %%
 far, near = grids["RoPE"][:3, -1].mean(), grids["RoPE"][-2:, -1].mean()
@@ -469,13 +472,14 @@ print("ALiBi and no positions at 256, worst depth above 0.75:",
 by_depth = {name: np.array([needle_grid(model, (256,))[:, 0] for model in three]) for name, three in readers.items()}
 plotting.curves(by_depth, x=np.linspace(0, 1, 9), xlabel="depth of the needle: 0 first, 1 last statement of 256",
                 ylabel="found", title="RoPE finds what is near; the other two find everything")
-plotting.show("Accuracy against needle depth at 256 statements, three seeds: ALiBi and no positions near one at all "
-              "depths, RoPE below 0.4 at the start and in the middle and higher at the end.")
+plotting.show("Accuracy against needle depth at 256 statements, three seeds: ALiBi and no positions near one at"
+              " all depths, RoPE below 0.4 at the start and in the middle and higher at the end.")
 
 # %%
 for name, r in by_depth.items():
     start, middle, end = r[:, :2].mean(), r[:, 3:6].mean(), r[:, -2:].mean()
-    print(f"{name:13s} better than the middle by 0.25: the end {end > middle + 0.25!s:5}  the start {start > middle + 0.25}")
+    print(f"{name:13s} better than the middle by 0.25: the end {end > middle + 0.25!s:5}  "
+          f"the start {start > middle + 0.25}")
 
 # %% [markdown]
 # One-sided: a cliff towards the past. (The start is a little better than the middle; rotations come round again.) The
@@ -494,7 +498,7 @@ for name, r in by_depth.items():
 # | argument | shape | meaning |
 # |---|---|---|
 # | `losses` | `(batch, seq_len)` | loss of each token; `nan` where nothing was to be said |
-# | `edges` | integers `(n_buckets + 1,)` | bucket i holds the positions from `edges[i]` up to, not including, `edges[i+1]` |
+# | `edges` | integers `(n_buckets + 1,)` | bucket i holds the positions `edges[i]` to `edges[i+1] - 1` |
 #
 # Returns `(n_buckets,)`: the mean over all losses in each bucket, `nan` where there is none.
 #
@@ -540,8 +544,8 @@ curves = {name: np.array([loss_by_position(losses_of(model), edges) for model in
 # %%
 plotting.curves(curves, x=edges[:-1] + 16, xlabel="position in the document (trained up to 45)", ylabel="loss in nats",
                 title="Past the trained length the loss of RoPE climbs")
-plotting.show("Loss by position to 256 for three readers, mean and range of three seeds: RoPE rises steadily from about "
-              "position 60, ALiBi and no positions stay low.")
+plotting.show("Loss by position to 256 for three readers, mean and range of three seeds: RoPE rises steadily "
+              "from about position 60, ALiBi and no positions stay low.")
 
 # %%
 print("position 224 to 255, loss in nats, three seeds:")
@@ -574,8 +578,8 @@ scores = {name: np.array([[four_tasks(model, n) for n in lengths] for model in t
 rope = {task: scores["RoPE"][:, :, i] for i, task in enumerate(tasks)}
 plotting.curves(rope, x=lengths, xlabel="statements (trained at 32)", ylabel="accuracy (RoPE, 3 seeds)",
                 title="Lookups fail with length, the common word does not")
-plotting.show("Accuracy of the RoPE reader on four tasks against length: needle, many needles and tracking fall from 64 on, "
-              "the common word stays near one.")
+plotting.show("Accuracy of the RoPE reader on four tasks against length: needle, many needles and tracking fall"
+              " from 64 on, the common word stays near one.")
 
 # %% [markdown]
 # The fourth task does not suffer at all. It asks for an average, and an average becomes *easier* with more words. So
@@ -710,8 +714,9 @@ extension = untrained | {"interpolation + 40 steps": [[tracked(model, n) for n i
 # %%
 plotting.curves(extension, x=np.array(lengths), xlabel="statements (trained at 32)", ylabel="tracking (3 seeds)",
                 title="YaRN extends without training, interpolation needs its 40 steps")
-plotting.show("Tracking accuracy against length for five ways: RoPE as it is falls from 64 on, interpolation alone is low "
-              "at every length, dynamic NTK holds to 128, YaRN to 256, and interpolation with 40 steps to 128.")
+plotting.show("Tracking accuracy against length for five ways: RoPE as it is falls from 64 on, interpolation "
+              "alone is low at every length, dynamic NTK holds to 128, YaRN to 256, and interpolation with 40 "
+              "steps to 128.")
 
 # %%
 at_128 = {way: np.array(rows)[:, 2] for way, rows in extension.items()}
@@ -804,10 +809,10 @@ def found_by_age(model, memory, batch=100):
     return [right[place // 32 == s].mean() for s in range(3)]
 
 by_memory = {f"memory {m}": np.array([found_by_age(model, m) for model in readers["ALiBi"]]) for m in (0, 32, 64, 96)}
-plotting.curves(by_memory, x=np.arange(3), xlabel="segment of the fact: 0 is the oldest, 2 the one before the questions",
+plotting.curves(by_memory, x=np.arange(3), xlabel="segment of the fact: 0 the oldest, 2 just before the questions",
                 ylabel="found (3 seeds)", title="A reader finds what its memory holds, not what its layers could reach")
-plotting.show("Share of facts found by segment: no memory finds nothing anywhere, memory 32 only the last segment, 64 the last "
-              "two, 96 all three.")
+plotting.show("Share of facts found by segment: no memory finds nothing anywhere, memory 32 only the last "
+              "segment, 64 the last two, 96 all three.")
 
 # %%
 m32 = by_memory["memory 32"]
@@ -1876,8 +1881,8 @@ depth = {name: np.array([answer(model, 32, batch=150, chains=4, hops=4)[0].mean(
 plotting.curves(depth, x=np.arange(5), xlabel="times the value was handed on", ylabel="found (3 seeds)",
                 threshold=1 / 4, threshold_name="chance among four values",
                 title="Two layers follow one step, and guess from the second on")
-plotting.show("Accuracy against the number of hops for three readers: near one for none and one, at the level of chance for "
-              "two, three and four.")
+plotting.show("Accuracy against the number of hops for three readers: near one for none and one, at the level "
+              "of chance for two, three and four.")
 
 # %% [markdown]
 # The answer is there in the text, two lookups further. There is no layer left to look it up. (Trained on longer
@@ -1928,10 +1933,11 @@ def parity_accuracy(model, n_bits, scratchpad):
 n_bits = 32
 parities = {"scratchpad": np.array([parity_accuracy(m, n_bits, True) for m in thinkers[True]]),
             "blank tokens": np.array([parity_accuracy(m, n_bits, False) for m in thinkers[False]])}
-plotting.curves(parities, x=np.arange(1, n_bits + 1), xlabel="bits so far (trained up to 16)", ylabel="accuracy (3 seeds)",
-                threshold=0.5, threshold_name="chance", title="One step at a time, parity is easy; at once, it is not learned")
-plotting.show("Accuracy against the number of bits: with a scratchpad one throughout, with blank tokens falling to chance "
-              "within the first six bits.")
+plotting.curves(parities, x=np.arange(1, n_bits + 1), xlabel="bits so far (trained up to 16)",
+                ylabel="accuracy (3 seeds)", threshold=0.5, threshold_name="chance",
+                title="One step at a time, parity is easy; at once, it is not learned")
+plotting.show("Accuracy against the number of bits: with a scratchpad one throughout, with blank tokens falling"
+              " to chance within the first six bits.")
 
 # %%
 scratchpad = parities["scratchpad"]
