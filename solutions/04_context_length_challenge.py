@@ -222,7 +222,7 @@ for name, value in kernels.items():
 # %%
 BANDWIDTH, PEAK = 3.35e12, 989e12                                      # NVIDIA H100 SXM, data sheet, dense bf16
 reachable = {name: (value, min(PEAK, value * BANDWIDTH)) for name, value in kernels.items()}
-plotting.roofline(reachable, BANDWIDTH, PEAK, 
+plotting.roofline(reachable, BANDWIDTH, PEAK,
                   title="Decoding and the softmax wait for memory, fused attention does not")
 plotting.show("Roofline of an H100 with five kernels drawn where they could be at best: decoding at 1 and the "
               "softmax at about 1 FLOP per byte, attention with written scores at about 60, left of the ridge "
