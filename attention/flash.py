@@ -18,18 +18,18 @@ from attention.fundamentals import check_arguments
 from utils import cuda
 
 
-def online_softmax(m, l, scores):
-    """The softmax's running maximum m and sum l, after one more block of scores.
+def online_softmax(m, ell, scores):
+    """The softmax's running maximum m and sum ell, after one more block of scores.
 
-    m, l (...): of what was read before, -inf and 0 at the beginning; scores (..., width), -inf where a score may not be
-    seen. Returns (m, l) of the same shapes in the float type of scores, with l the sum of exp(score - m) over all that
-    was read; a row of nothing but -inf keeps -inf and 0.
+    m, ell (...): of what was read before, -inf and 0 at the beginning; scores (..., width), -inf where a score may not
+    be seen. Returns (m, ell) of the same shapes in the float type of scores, with ell the sum of exp(score - m) over
+    all that was read; a row of nothing but -inf keeps -inf and 0.
     Source: Milakov and Gimelshein 2018 (arXiv 1805.02867), algorithm 3.
     """
     m_new = np.maximum(m, scores.max(axis=-1))
     finite = np.where(np.isneginf(m_new), 0, m_new)
-    l_new = l * np.exp(m - finite) + np.exp(scores - finite[..., None]).sum(axis=-1)
-    return m_new.astype(scores.dtype), l_new.astype(scores.dtype)
+    ell_new = ell * np.exp(m - finite) + np.exp(scores - finite[..., None]).sum(axis=-1)
+    return m_new.astype(scores.dtype), ell_new.astype(scores.dtype)
 
 
 def merge_by_lse(outs, lses):
@@ -80,7 +80,7 @@ def flash_attention_numpy(q, k, v, causal=False, scale=None, block_q=64, block_k
         end = min(n_keys, rows[-1] + shift + 1) if causal else n_keys          # later keys are seen by none of the rows
         q_i = q[..., rows[0]:rows[-1] + 1, :].astype(work) * scale
         m = np.full((*lead, len(rows), 1), -np.inf, work)
-        l, o = np.zeros_like(m), np.zeros((*lead, len(rows), v.shape[-1]), work)
+        ell, o = np.zeros_like(m), np.zeros((*lead, len(rows), v.shape[-1]), work)
         for j in range(0, end, block_k):
             k_j, v_j = (a[..., j:min(j + block_k, end), :].astype(work, copy=False) for a in (k, v))
             s = q_i @ np.swapaxes(k_j, -1, -2)
@@ -91,12 +91,12 @@ def flash_attention_numpy(q, k, v, causal=False, scale=None, block_q=64, block_k
             finite = np.where(np.isneginf(m_new), 0, m_new)
             p = np.exp(np.subtract(s, finite, out=s), out=s)                   # in the place of the scores
             factor = np.exp(m - finite)
-            l = l * factor + p.sum(axis=-1, keepdims=True)
+            ell = ell * factor + p.sum(axis=-1, keepdims=True)
             o = o * factor + p @ v_j
             m = m_new
-        out[..., rows, :] = o / np.where(l == 0, 1, l)
+        out[..., rows, :] = o / np.where(ell == 0, 1, ell)
         with np.errstate(divide="ignore"):
-            lse[..., rows] = (m + np.log(l))[..., 0]
+            lse[..., rows] = (m + np.log(ell))[..., 0]
     return out, lse
 
 
@@ -189,7 +189,7 @@ def flash_forward_torch(q, k, v, causal, scale, block_q, block_k):
         end = min(n_keys, stop + shift) if causal else n_keys
         q_i = q[..., i:stop, :].to(work) * scale
         m = torch.full((*q_i.shape[:-1], 1), -math.inf, dtype=work, device=q.device)
-        l, o = torch.zeros_like(m), torch.zeros(*q_i.shape[:-1], v.shape[-1], dtype=work, device=q.device)
+        ell, o = torch.zeros_like(m), torch.zeros(*q_i.shape[:-1], v.shape[-1], dtype=work, device=q.device)
         for j in range(0, end, block_k):
             j_stop = min(j + block_k, end)
             s = q_i @ k[..., j:j_stop, :].to(work).mT
@@ -198,11 +198,11 @@ def flash_forward_torch(q, k, v, causal, scale, block_q, block_k):
             m_new = torch.maximum(m, s.amax(-1, keepdim=True))
             finite = m_new.masked_fill(m_new == -math.inf, 0)
             p, factor = torch.exp(s - finite), torch.exp(m - finite)
-            l = l * factor + p.sum(-1, keepdim=True)
+            ell = ell * factor + p.sum(-1, keepdim=True)
             o = o * factor + p @ v[..., j:j_stop, :].to(work)
             m = m_new
-        out[..., i:stop, :] = (o / l.masked_fill(l == 0, 1)).to(out.dtype)
-        lse[..., i:stop] = (m + torch.log(l))[..., 0]
+        out[..., i:stop, :] = (o / ell.masked_fill(ell == 0, 1)).to(out.dtype)
+        lse[..., i:stop] = (m + torch.log(ell))[..., 0]
     return out, lse
 
 
@@ -271,7 +271,8 @@ def flash_attention_varlen(q, k, v, cu_queries, cu_keys, causal=False, scale=Non
     """
     for name, cu, total in (("cu_queries", cu_queries, q.shape[-2]), ("cu_keys", cu_keys, k.shape[-2])):
         if len(cu) != len(cu_queries) or cu[0] != 0 or cu[-1] != total or (np.diff(cu) < 0).any():
-            raise ValueError(f"{name} must rise from 0 to {total} in {len(cu_queries)} numbers, got {np.asarray(cu).tolist()}")
+            raise ValueError(f"{name} must rise from 0 to {total} in {len(cu_queries)} numbers, "
+                             f"got {np.asarray(cu).tolist()}")
     parts = [flash_attention_numpy(q[..., cu_queries[b]:cu_queries[b + 1], :], k[..., cu_keys[b]:cu_keys[b + 1], :],
                                    v[..., cu_keys[b]:cu_keys[b + 1], :], causal, scale)
              for b in range(len(cu_queries) - 1)]
@@ -287,10 +288,10 @@ def attend_block(state, q, k, v, q_positions, k_positions, causal, scale):
     s = q @ np.swapaxes(k, -1, -2) * scale
     if causal:
         s = np.where(k_positions <= q_positions[:, None], s, -np.inf)
-    m, l = online_softmax(np.full(s.shape[:-1], -np.inf), np.zeros(s.shape[:-1]), s)
+    m, ell = online_softmax(np.full(s.shape[:-1], -np.inf), np.zeros(s.shape[:-1]), s)
     p = np.exp(s - np.where(np.isneginf(m), 0, m)[..., None])
     with np.errstate(divide="ignore"):
-        out, lse = p @ v / np.where(l == 0, 1, l)[..., None], m + np.log(l)
+        out, lse = p @ v / np.where(ell == 0, 1, ell)[..., None], m + np.log(ell)
     return merge_by_lse([state[0], out], [state[1], lse])
 
 
@@ -374,7 +375,8 @@ def ring_attention(q, k, v, n_ranks=4, causal=False, scale=None, striped=True, t
     """
     check_arguments(q, k, v)
     if q.ndim != 2 or len(q) != len(k) or len(q) % n_ranks:
-        raise ValueError(f"q and k must have the shape (n, d_head) with n a multiple of {n_ranks}, got {q.shape} and {k.shape}")
+        raise ValueError(f"q and k must have the shape (n, d_head) with n a multiple of {n_ranks}, "
+                         f"got {q.shape} and {k.shape}")
     positions = np.arange(len(q)).reshape(-1, n_ranks).T if striped else np.arange(len(q)).reshape(n_ranks, -1)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     spawn, deadline = multiprocessing.get_context("spawn"), time.monotonic() + time_limit

@@ -248,11 +248,11 @@ def test_a_backward_pass_of_wrong_shapes_gets_one_sentence(name):
 def test_online_softmax_equals_three_passes_for_every_width(width):
     scores = np.random.default_rng(0).standard_normal((4, 5, 10)) * 50
     scores[0, 0, :6] = -np.inf
-    m, l = np.full((4, 5), -np.inf), np.zeros((4, 5))  # noqa: E741
+    m, ell = np.full((4, 5), -np.inf), np.zeros((4, 5))
     for j in range(0, 10, width):
-        m, l = f.online_softmax(m, l, scores[..., j : j + width])  # noqa: E741
+        m, ell = f.online_softmax(m, ell, scores[..., j : j + width])
     np.testing.assert_array_equal(m, scores.max(-1))
-    np.testing.assert_allclose(l, np.exp(scores - m[..., None]).sum(-1), rtol=1e-12)
+    np.testing.assert_allclose(ell, np.exp(scores - m[..., None]).sum(-1), rtol=1e-12)
 
 
 def test_parts_merge_in_any_order_and_grouping():

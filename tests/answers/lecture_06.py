@@ -34,8 +34,8 @@ def wrong(number, words):
 
 
 @right("6.1")
-def one_score_at_a_time(m, l, scores):  # noqa: E741
-    m, total = np.array(m, scores.dtype), np.array(l, scores.dtype)
+def one_score_at_a_time(m, ell, scores):
+    m, total = np.array(m, scores.dtype), np.array(ell, scores.dtype)
     for j in range(scores.shape[-1]):
         m_new = np.maximum(m, scores[..., j])
         safe = np.where(m_new == -np.inf, np.zeros_like(m_new), m_new)
@@ -45,10 +45,10 @@ def one_score_at_a_time(m, l, scores):  # noqa: E741
 
 
 @right("6.1")
-def through_torch(m, l, scores):  # noqa: E741
+def through_torch(m, ell, scores):
     import torch
 
-    old = torch.from_numpy(np.asarray(m, scores.dtype)) + torch.from_numpy(np.asarray(l, scores.dtype)).log()
+    old = torch.from_numpy(np.asarray(m, scores.dtype)) + torch.from_numpy(np.asarray(ell, scores.dtype)).log()
     everything = torch.cat([old[..., None], torch.from_numpy(scores)], dim=-1)
     m_new = np.maximum(m, scores.max(-1)).astype(scores.dtype)
     lse = everything.logsumexp(-1).numpy()
@@ -56,27 +56,27 @@ def through_torch(m, l, scores):  # noqa: E741
 
 
 @wrong("6.1", "multiply it by exp(m - m_new)")
-def never_rescaled(m, l, scores):  # noqa: E741
+def never_rescaled(m, ell, scores):
     m_new = np.maximum(m, scores.max(axis=-1))
     safe = np.where(np.isneginf(m_new), 0, m_new)
-    return m_new, l + np.exp(scores - safe[..., None]).sum(axis=-1)
+    return m_new, ell + np.exp(scores - safe[..., None]).sum(axis=-1)
 
 
 @wrong("6.1", "-inf minus -inf is nan")
-def unguarded(m, l, scores):  # noqa: E741
+def unguarded(m, ell, scores):
     m_new = np.maximum(m, scores.max(axis=-1))
-    return m_new, l * np.exp(m - m_new) + np.exp(scores - m_new[..., None]).sum(axis=-1)
+    return m_new, ell * np.exp(m - m_new) + np.exp(scores - m_new[..., None]).sum(axis=-1)
 
 
 @wrong("6.1", "low scores vanish")
-def from_a_small_number(m, l, scores):  # noqa: E741
+def from_a_small_number(m, ell, scores):
     m_new = np.maximum(np.maximum(m, 1e-30), scores.max(axis=-1))
-    return m_new, l * np.exp(m - m_new) + np.exp(scores - m_new[..., None]).sum(axis=-1)
+    return m_new, ell * np.exp(m - m_new) + np.exp(scores - m_new[..., None]).sum(axis=-1)
 
 
 @wrong("6.1", "returned float64, expected float32")
-def doubled(m, l, scores):  # noqa: E741
-    m_new, total = one_score_at_a_time(m, l, scores)
+def doubled(m, ell, scores):
+    m_new, total = one_score_at_a_time(m, ell, scores)
     return m_new.astype(np.float64), total.astype(np.float64)
 
 

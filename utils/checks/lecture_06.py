@@ -54,14 +54,14 @@ def finite(m):
 # --- 6.1 -------------------------------------------------------------------------------------------------------------
 
 
-@exercise("6.1", MODULE, returns=("m", "l"))
-def online_softmax(m, l, scores):  # noqa: E741 (the papers' letter)
+@exercise("6.1", MODULE, returns=("m", "ell"))
+def online_softmax(m, ell, scores):
     m_new, l_new = np.empty(np.shape(m)), np.empty(np.shape(m))
     for place in np.ndindex(*np.shape(m)):
         block = [float(s) for s in scores[place]]
         top = max([float(m[place]), *block])
         m_new[place] = top
-        old = l[place] * math.exp(m[place] - top) if m[place] > -INF else 0.0
+        old = ell[place] * math.exp(m[place] - top) if m[place] > -INF else 0.0
         l_new[place] = 0.0 if top == -INF else old + math.fsum(math.exp(s - top) for s in block)
     return m_new, l_new
 
@@ -118,7 +118,7 @@ def _(ask, rng):
 
 def usual_online(
     m,
-    l,  # noqa: E741
+    ell,
     scores,
     *,
     top=lambda m, block: np.maximum(m, block),
@@ -132,7 +132,7 @@ def usual_online(
     m_new = top(m, block)
     safe = guard(m_new)
     powers = np.exp(scores - guard(against(m_new, block))[..., None])
-    return m_new, l * factor(m, safe) + powers.sum(axis=axis)
+    return m_new, ell * factor(m, safe) + powers.sum(axis=axis)
 
 
 for message, change in {
@@ -327,7 +327,7 @@ class Watched(np.ndarray):
 
 
 @flash_attention_numpy.property(
-    "no more scores at a time than a tile holds", hint="Cut k and v with block_k too, and update m, l and o after each tile."
+    "no more scores at a time than a tile holds", hint="Cut k and v with block_k too, and update m, ell and o after each tile."
 )
 def _(ask, rng):
     q, k, v = (draw(rng, 24, 3).view(Watched) for _ in range(3))
@@ -378,8 +378,8 @@ def usual_flash(
 
 
 for message, change in {
-    "The output so far is not rescaled when the maximum rises: o, like l, times exp(m - m_new).": {"rescale_o": False},
-    "The sum so far is not rescaled when the maximum rises: l times exp(m - m_new).": {"rescale_l": False},
+    "The output so far is not rescaled when the maximum rises: o, like ell, times exp(m - m_new).": {"rescale_o": False},
+    "The sum so far is not rescaled when the maximum rises: ell times exp(m - m_new).": {"rescale_l": False},
     "The running maximum starts too high: scores of -200 vanish. Start at -inf.": {"start": 1e-30},
     "-inf minus -inf is nan: subtract 0 from a row that has seen nothing yet.": {"guard": lambda m: m},
     "0/0 is nan: where nothing was attended to, divide by 1.": {"finish": lambda o, total: o / total},
@@ -389,8 +389,8 @@ for message, change in {
     },
     "The scores are scaled by d_head, not by sqrt(d_head).": {"default": lambda d: 1 / d},
     "A scale of 0 is a scale too: ask whether it is None.": {"given": lambda scale: scale or None},
-    "The maximum is missing in the log-sum-exp: it is m + log(l).": {"lse_of": lambda m, total: np.log(total)},
-    "The log-sum-exp is m + log(l), not m times log(l) or m + l.": {"lse_of": lambda m, total: m + total},
+    "The maximum is missing in the log-sum-exp: it is m + log(ell).": {"lse_of": lambda m, total: np.log(total)},
+    "The log-sum-exp is m + log(ell), not m + ell.": {"lse_of": lambda m, total: m + total},
     "The last tile of keys is left out when it is smaller than block_k.": {"ragged": False},
 }.items():
     flash_attention_numpy.mistake(message)(partial(usual_flash, **change))
