@@ -33,14 +33,13 @@
 # longest.
 #
 # - *Hour 1.* 4.1: predict the two slopes (10) · the crossing of weights and scores (5) · 4.2: where each kernel
-# stands
-#   under the roof (12) · 4.3: the task on the board, then the three grids (15) · 4.4: three curves, one rule (8).
-# - *Hour 2.* The published table and the rule (8) · 4.5: what 40 steps repair (10) · Transformer-XL: reach (8) · 4.7:
-#   guess the cost of a prompt (10) · CUDA: bytes of the two kernels (8) · scratchpad (6).
+#   stands under the roof (12) · 4.3: the task on the board, then the three grids (15) · 4.4: three curves, one rule
+#   (8).
+# - *Hour 2.* The published table and the rule (8) · 4.5: what 40 steps repair (10) · Transformer-XL: reach (8) ·
+#   4.7: guess the cost of a prompt (10) · CUDA: bytes of the two kernels (8) · scratchpad (6).
 # - *At home.* 4.1 to 4.4 after hour 1, 4.5 and 4.6 after hour 2, the kernels for volunteers.
-# - *Ask before scrolling.* Which slope has the memory of attention, and why is it not exactly 2? From which length on
-# is
-#   more than half of the work attention? Does a longer window make a model slower for a short prompt?
+# - *Ask before scrolling.* Which slope has the memory of attention, and why is it not exactly 2? From which length
+#   on is more than half of the work attention? Does a longer window make a model slower for a short prompt?
 # - *Questions that come.* Why does a model without positions do well in part 2? Because the order of the statements
 #   does not matter there. In language it does; lecture 03 shows the price.
 
@@ -238,11 +237,9 @@ for name, (value, speed) in reachable.items():
 # - **Prefill and training** are bound by memory only because the scores are written and read again. Fusing the three
 #   steps (lecture 06) moves the same operations far to the right.
 # - **Decoding** has one query. Each key and value is fetched for two FLOPs per number. Fusing changes nothing; only
-# fewer
-#   bytes help: shared keys and values (lecture 08), latent ones (lecture 09), fewer bits (lecture 05).
-# - Many queries at once, as in a batch of users, do not help decoding attention: each brings a cache of its own. They
-# do
-#   help the weights, which all of them share.
+#   fewer bytes help: shared keys and values (lecture 08), latent ones (lecture 09), fewer bits (lecture 05).
+# - Many queries at once, as in a batch of users, do not help decoding attention: each brings a cache of its own.
+#   They do help the weights, which all of them share.
 
 # %% [markdown]
 # ## Part 2 · What length is good for
@@ -461,7 +458,7 @@ print("ALiBi and no positions at 256, worst depth above 0.75:",
       min(grids["ALiBi"][:, -1].min(), grids["no positions"][:, -1].min()) > 0.75)
 
 # %% [markdown]
-# The reader with RoPE has met rotations for distances up to 45 only. At 256 it finds what stands near the question,
+# The reader with RoPE has met rotations for distances below 45 only. At 256 it finds what stands near the question,
 # where distances are familiar. The other two never learned to need a distance.
 #
 # **Lost in the middle?** Liu et al. (2023, arXiv 2307.03172) report that language models find facts at the beginning
@@ -589,8 +586,7 @@ plotting.show("Accuracy of the RoPE reader on four tasks against length: needle,
 # #### Exercise 4.4: the effective length  (difficulty 3 of 5, 10 minutes)
 #
 # RULER calls a length *effective* when the mean score at it is above a threshold, 85.6 points: what Llama 2 7B
-# reaches at its 4K. The effective length of a model is the last one before its score falls to the threshold for the
-# first time.
+# reaches at its 4K. We take the last length before the score falls to the threshold for the first time.
 #
 # | argument | shape | meaning |
 # |---|---|---|
@@ -704,7 +700,7 @@ untrained = {way: [[tracked(rescaled(model, kind), n) for n in lengths] for mode
              for way, kind in ways.items()}
 
 # %% [markdown]
-# Then interpolation with 40 steps of training at 128 statements, a tenth of what the first training cost.
+# Then interpolation with 40 steps of training at 128 statements: an eighth of the tokens of the first training.
 
 # %%
 tuned = [train_reader(rescaled(model, "linear"), seed=100 + i, steps=40, seq_len=128, batch=8, lr=2e-3)
@@ -728,8 +724,7 @@ print("  interpolation + 40 steps above 0.8: ", at_128["interpolation + 40 steps
 
 # %% [markdown]
 # As published: plain RoPE breaks (Chen et al.), interpolation needs a short tuning and YaRN hardly any (Peng et al.).
-# The reservation: our reader needs no exact neighbours. On text, lecture 03 found YaRN worse until its ramp was
-# chosen for the short trained length.
+# The reservation: our reader needs no exact neighbours, which is what interpolation blurs. Text does (lecture 03).
 #
 # A longer position range is necessary, not sufficient. The model must also have *seen* questions whose answer stands
 # far back; that is what "long data" in the table means.
@@ -1849,7 +1844,8 @@ for name, r in by_depth.items():
 #
 # <details><summary>Answer</summary>
 #
-# Of the peak of the tensor cores in half precision, and the kernel was written for the chip before. That says how
+# Of the peak of the tensor cores in half precision, and the kernel was written for the chip before (the number is from
+# the announcement of FlashAttention-3, July 2024). That says how
 # well a kernel uses a chip, not how much work is left out: below the ridge even a perfect kernel reaches a fraction
 # of the peak. The right question has the roof in it.
 #
@@ -1980,7 +1976,8 @@ kept, evicted = weights_of(scores), weights_of(scores[1:])
 print(f"weight on the seven others with the sink: {kept[1:].sum():.2f}, after it was evicted: {evicted.sum():.2f}")
 
 # %% [markdown]
-# A head that added almost nothing now adds an average of everything. Lecture 05 trains a model in which sinks arise.
+# A head that added almost nothing now adds an average of everything. Lecture 05 comes back to this, with models that
+# are trained.
 #
 # #### Dilution, and "uniform attention destabilises training"
 #
@@ -2087,12 +2084,12 @@ for name, variant in variants.items():
 # lecture:
 #
 # 1. Say which *task* needs the length, and write its test first: needles at all depths, tracking, counting, loss by
-# position.
-# 2. Compute the cost at that length: share of attention, bytes of the cache, tokens a second (4.7). Then choose heads
-# and layers.
+#    position.
+# 2. Compute the cost at that length: share of attention, bytes of the cache, tokens a second (4.7). Then choose
+#    heads and layers.
 # 3. Train short for most of the budget; full attention is cheap there (4.1).
 # 4. Raise the base or rescale the rotations, and go on training on *long documents whose ends need their beginnings*
-# (4.5).
+#    (4.5).
 # 5. Measure the effective length, not the claimed one (4.4), at every step of the extension.
 # 6. Exact kernels first (lecture 06). Approximate attention only where step 2 says that exact is too dear.
 
@@ -2134,25 +2131,23 @@ Markdown("\n".join(rows))
 # %% [markdown]
 # ## Summary
 #
-# - Time and memory of plain attention grow with $n^2$; a cache makes the next token linear and costs bytes. The share
-# of
-#   attention in the operations of a 70B model is 2 % at 1k and 71 % at 128k.
+# - Time and memory of plain attention grow with $n^2$; a cache makes the next token linear and costs bytes. The
+#   share of attention in the operations of a 70B model is 2 % at 1k and 71 % at 128k.
 # - Prompts are limited by the scores that are written, decoding by the cache that is read. Different cures.
 # - A claimed length is about positions. Needles, tracking, counts and the loss by position measure what is used, and
-# differ.
+#   differ.
 # - RoPE breaks past its trained length. Rescaling repairs it, with little or no training; memory across segments
-# extends the
-#   reach by a segment a layer, which is not yet use.
+#   extends the reach by a segment a layer, which is not yet use.
 # - Written steps add depth, and length.
 #
 # **Exercises left.**
 #
 # 1. Train a reader with three layers and `hops=2`. Does it follow three steps?
 # 2. Train the ALiBi reader *with* a memory of 32, so that the loss of the fourth segment reaches facts of the first.
-# Does the    effective context approach the reach?
+#    Does the effective context approach the reach?
 # 3. Give the common-word task a share that falls with the length. From where on does it fail?
 # 4. Add a model of your choice to `data/long_context_models.json`, with its source. From which length on does its
-# cache outweigh    its weights?
+#    cache outweigh its weights?
 #
 # **Sources.** Dai et al. 2019 (arXiv 1901.02860) · Chen et al. 2023 (2306.15595) · Peng et al. 2023 (2309.00071) ·
 # Liu et al. 2023 (2307.03172) · Xiao et al. 2023 (2309.17453) · Hsieh et al. 2024 (2404.06654) and the table in its
