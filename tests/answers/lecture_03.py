@@ -126,7 +126,8 @@ def rope_along_the_heads(x, positions, frequencies, attention_scale=1.0, interle
     turned = rope_in_complex_numbers
     if x.ndim < 3 or positions.ndim == 2:
         return turned(x, positions, frequencies, attention_scale, interleaved)
-    return turned(x.swapaxes(-2, -3), np.arange(x.shape[-3]), frequencies, attention_scale, interleaved).swapaxes(-2, -3)
+    heads = np.arange(x.shape[-3])
+    return turned(x.swapaxes(-2, -3), heads, frequencies, attention_scale, interleaved).swapaxes(-2, -3)
 
 
 # --- 3.3 -------------------------------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ for message, changes in {
     alibi_slopes.mistake(message)(partial(usual_slopes, **changes))
 
 
-@alibi_slopes.mistake("2^(-8i/n) is meant for powers of two only: take those of the largest power, then the missing ones.")
+@alibi_slopes.mistake("2^(-8i/n) is meant for powers of two only: take those of the largest one, then the missing ones.")
 def _(n_heads):
     return powers(n_heads)
 
@@ -369,7 +369,7 @@ def _(k, shift, frequencies, interleaved=False):
     return usual_rope(k, np.full(k.shape[-2], shift), frequencies)
 
 
-@shift_keys.mistake("The keys are rolled along the sequence: they keep their places in the cache, only their angles change.")
+@shift_keys.mistake("The keys are rolled along the sequence: they keep their places there, only their angles change.")
 def _(k, shift, frequencies, interleaved=False):
     return np.roll(k, shift, axis=-2)
 
