@@ -21,9 +21,12 @@ def weights_from_torch(in_proj_weight, out_proj_weight):
     """The matrices of an nn.MultiheadAttention as this course keeps them: (d_in, d_out), used as x @ w.
 
     in_proj_weight (3 * d_model, d_model), out_proj_weight (d_model, d_model), arrays or tensors.
-    Returns (w_q, w_k, w_v, w_o), each (d_model, d_model).
+    Returns (w_q, w_k, w_v, w_o), each (d_model, d_model). ValueError for other shapes.
     """
     d_model = in_proj_weight.shape[1]
+    for name, w, rows in (("in_proj_weight", in_proj_weight, 3 * d_model), ("out_proj_weight", out_proj_weight, d_model)):
+        if tuple(w.shape) != (rows, d_model):
+            raise ValueError(f"{name} must have shape ({rows}, {d_model}), got {tuple(w.shape)}")
     w_q, w_k, w_v = (in_proj_weight[i * d_model:(i + 1) * d_model].T for i in range(3))
     return w_q, w_k, w_v, out_proj_weight.T
 
@@ -141,7 +144,9 @@ class MultiHeadAttention(nn.Module):
         (batch, n_queries), by default 0, 1, ...; they rotate queries and keys in self-attention only.
         cache: update(k, v) stores keys and values and returns all that may be attended to. Returns the shape of x.
         """
-        check_projections(x, x if x_kv is None else x_kv, self.w_q, self.w_k, self.w_v, self.w_o, self.n_heads)
+        for name, tokens in (("x", x), ("x_kv", x if x_kv is None else x_kv)):
+            if tokens.dim() != 3 or tokens.shape[-1] != len(self.w_q):
+                raise ValueError(f"{name} must have shape (batch, seq, {len(self.w_q)}), got {tuple(tokens.shape)}")
         q = split_heads(x @ self.w_q, self.n_heads)
         k, v = (split_heads((x if x_kv is None else x_kv) @ w, self.n_heads) for w in (self.w_k, self.w_v))
         if x_kv is None:
@@ -206,6 +211,13 @@ class Block(nn.Module):
         return x + self.feed_forward(self.norm_2(x)) if hasattr(self, "feed_forward") else x
 
 
+def check_ids(name, ids, vocab_size):
+    """Raise ValueError, in one sentence, unless ids are integers (batch, seq) from 0 to vocab_size - 1."""
+    if ids.dim() != 2 or ids.is_floating_point():
+        raise ValueError(f"{name} must be integers (batch, seq), got {ids.dtype} of shape {tuple(ids.shape)}")
+    if ids.numel() and not 0 <= ids.min() <= ids.max() < vocab_size:
+        raise ValueError(f"{name} must lie in 0 ... {vocab_size - 1}, got {ids.min()} to {ids.max()}")
+
 def standard_attention(config, layer, positions):
     """The attention of layer number `layer` (from 0) of a TransformerLM."""
     return MultiHeadAttention(config.d_model, config.n_heads, positions)
@@ -235,10 +247,7 @@ class TransformerLM(nn.Module):
         caches: one for each layer, with `length`, the tokens seen so far, and update(k, v); see lecture 05.
         ValueError where ids are not integers (batch, seq) below vocab_size.
         """
-        if ids.dim() != 2 or ids.is_floating_point():
-            raise ValueError(f"ids must be integers (batch, seq), got {ids.dtype} of shape {tuple(ids.shape)}")
-        if ids.numel() and not 0 <= ids.min() <= ids.max() < self.config.vocab_size:
-            raise ValueError(f"ids must lie in 0 ... {self.config.vocab_size - 1}, got {ids.min()} to {ids.max()}")
+        check_ids("ids", ids, self.config.vocab_size)
         if positions is None:
             start = caches[0].length if caches else 0
             positions = torch.arange(start, start + ids.shape[1], device=ids.device)
@@ -267,13 +276,19 @@ def record(model, names=("weights", "outputs")):
 def without_heads(model, heads, means=None):
     """During the block, the heads [(layer, head), ...] of a TransformerLM hand over zeros.
 
-    With means (n_layers, n_heads, d_head) they hand over their mean instead, the same for each token.
+    With means (n_layers, n_heads, d_head) they hand over their mean instead, the same for each token. ValueError for a
+    head that the model does not have.
     """
+    for layer, head in heads:
+        if not (0 <= layer < len(model.blocks) and 0 <= head < model.blocks[layer].attention.n_heads):
+            raise ValueError(f"heads must be (layer, head) pairs of the model, got {(layer, head)}")
+
     def switch_off(layer):
         def change(_module, _inputs, outputs):
             outputs = outputs.clone()
-            for head in [h for l, h in heads if l == layer]:
-                outputs[:, head] = 0.0 if means is None else means[layer][head]
+            for of_layer, head in heads:
+                if of_layer == layer:
+                    outputs[:, head] = 0.0 if means is None else means[layer][head]
             return outputs
         return change
 
@@ -290,8 +305,11 @@ def pattern_scores(weights, period):
 
     weights (..., n, n), rows are queries, of sequences that repeat after `period` tokens.
     Returns (previous, induction), each (...): the mean of weights[i, i - 1] over i >= 1, and the mean of
-    weights[i, i - period + 1] over i >= period. Source: Olsson et al. 2022 (arXiv 2209.11895).
+    weights[i, i - period + 1] over i >= period. ValueError unless 2 <= period < n.
+    Source: Olsson et al. 2022 (arXiv 2209.11895).
     """
+    if not 2 <= period < weights.shape[-1]:
+        raise ValueError(f"period must be at least 2 and less than n = {weights.shape[-1]}, got {period}")
     previous = np.diagonal(weights, -1, axis1=-2, axis2=-1)
     induction = np.diagonal(weights, 1 - period, axis1=-2, axis2=-1)[..., 1:]      # its first entry is query period - 1
     return previous.mean(-1), induction.mean(-1)
@@ -300,9 +318,12 @@ def pattern_scores(weights, period):
 def head_contributions(heads, w_o):
     """What each head adds to the output of multi-head attention; the sum over the heads is merge_heads(heads) @ w_o.
 
-    heads (..., n_heads, seq, d_v), w_o (n_heads * d_v, d_model). Returns (..., n_heads, seq, d_model).
+    heads (..., n_heads, seq, d_v), w_o (n_heads * d_v, d_model). Returns (..., n_heads, seq, d_model). ValueError where
+    w_o has another number of rows.
     """
     n_heads, d_v = heads.shape[-3], heads.shape[-1]
+    if len(w_o) != n_heads * d_v:
+        raise ValueError(f"w_o must have n_heads * d_v = {n_heads * d_v} rows, got {len(w_o)}")
     return heads @ w_o.reshape(n_heads, d_v, w_o.shape[-1])
 
 
@@ -352,6 +373,8 @@ class EncoderDecoder(nn.Module):
 
     def forward(self, source, target):
         """Logits (batch, length, n_target) of every target word, given the words before it, all at once."""
+        check_ids("source", source, self.source.num_embeddings)
+        check_ids("target", target, self.target.num_embeddings)
         mask = (source != Vocabulary.PAD)[:, None, None, :]
         x = self.source(source)
         for layer in self.encoder:
@@ -376,8 +399,10 @@ def attention_with_dropout(q, k, v, key_mask, keep, rate):
 
     q (batch, n_heads, n_queries, d_head), k, v (batch, n_heads, n_keys, d_head); key_mask (batch, n_keys) boolean,
     True = may attend; keep (batch, n_heads, n_queries, n_keys) boolean, False = dropped; rate: the share dropped, what
-    is kept is divided by 1 - rate. A row with nothing to attend to is zero.
+    is kept is divided by 1 - rate. A row with nothing to attend to is zero. ValueError for a rate outside [0, 1).
     """
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate must be at least 0 and less than 1, got {rate}")
     weights = attention_weights(q, k, mask=key_mask[:, None, None, :])
     return (weights * keep / (1 - rate)) @ v, weights
 

@@ -215,10 +215,13 @@ def weights_from_torch(in_proj_weight, out_proj_weight):
     """The matrices of an nn.MultiheadAttention as this course keeps them: (d_in, d_out), used as x @ w.
 
     in_proj_weight (3 * d_model, d_model), out_proj_weight (d_model, d_model), arrays or tensors.
-    Returns (w_q, w_k, w_v, w_o), each (d_model, d_model).
+    Returns (w_q, w_k, w_v, w_o), each (d_model, d_model). ValueError for other shapes.
     """
-    ### BEGIN SOLUTION
     d_model = in_proj_weight.shape[1]
+    for name, w, rows in (("in_proj_weight", in_proj_weight, 3 * d_model), ("out_proj_weight", out_proj_weight, d_model)):
+        if tuple(w.shape) != (rows, d_model):
+            raise ValueError(f"{name} must have shape ({rows}, {d_model}), got {tuple(w.shape)}")
+    ### BEGIN SOLUTION
     w_q, w_k, w_v = (in_proj_weight[i * d_model:(i + 1) * d_model].T for i in range(3))
     return w_q, w_k, w_v, out_proj_weight.T
     ### END SOLUTION
@@ -564,7 +567,9 @@ class MultiHeadAttention(nn.Module):
         (batch, n_queries), by default 0, 1, ...; they rotate queries and keys in self-attention only.
         cache: update(k, v) stores keys and values and returns all that may be attended to. Returns the shape of x.
         """
-        check_projections(x, x if x_kv is None else x_kv, self.w_q, self.w_k, self.w_v, self.w_o, self.n_heads)
+        for name, tokens in (("x", x), ("x_kv", x if x_kv is None else x_kv)):
+            if tokens.dim() != 3 or tokens.shape[-1] != len(self.w_q):
+                raise ValueError(f"{name} must have shape (batch, seq, {len(self.w_q)}), got {tuple(tokens.shape)}")
         q = split_heads(x @ self.w_q, self.n_heads)
         k, v = (split_heads((x if x_kv is None else x_kv) @ w, self.n_heads) for w in (self.w_k, self.w_v))
         if x_kv is None:
@@ -658,6 +663,13 @@ class Block(nn.Module):
 # The model. Attention, positions and norm are handed in, so that later lectures can exchange them.
 
 # %% tags=["export"]
+def check_ids(name, ids, vocab_size):
+    """Raise ValueError, in one sentence, unless ids are integers (batch, seq) from 0 to vocab_size - 1."""
+    if ids.dim() != 2 or ids.is_floating_point():
+        raise ValueError(f"{name} must be integers (batch, seq), got {ids.dtype} of shape {tuple(ids.shape)}")
+    if ids.numel() and not 0 <= ids.min() <= ids.max() < vocab_size:
+        raise ValueError(f"{name} must lie in 0 ... {vocab_size - 1}, got {ids.min()} to {ids.max()}")
+
 def standard_attention(config, layer, positions):
     """The attention of layer number `layer` (from 0) of a TransformerLM."""
     return MultiHeadAttention(config.d_model, config.n_heads, positions)
@@ -687,10 +699,7 @@ class TransformerLM(nn.Module):
         caches: one for each layer, with `length`, the tokens seen so far, and update(k, v); see lecture 05.
         ValueError where ids are not integers (batch, seq) below vocab_size.
         """
-        if ids.dim() != 2 or ids.is_floating_point():
-            raise ValueError(f"ids must be integers (batch, seq), got {ids.dtype} of shape {tuple(ids.shape)}")
-        if ids.numel() and not 0 <= ids.min() <= ids.max() < self.config.vocab_size:
-            raise ValueError(f"ids must lie in 0 ... {self.config.vocab_size - 1}, got {ids.min()} to {ids.max()}")
+        check_ids("ids", ids, self.config.vocab_size)
         if positions is None:
             start = caches[0].length if caches else 0
             positions = torch.arange(start, start + ids.shape[1], device=ids.device)
@@ -744,13 +753,19 @@ def record(model, names=("weights", "outputs")):
 def without_heads(model, heads, means=None):
     """During the block, the heads [(layer, head), ...] of a TransformerLM hand over zeros.
 
-    With means (n_layers, n_heads, d_head) they hand over their mean instead, the same for each token.
+    With means (n_layers, n_heads, d_head) they hand over their mean instead, the same for each token. ValueError for a
+    head that the model does not have.
     """
+    for layer, head in heads:
+        if not (0 <= layer < len(model.blocks) and 0 <= head < model.blocks[layer].attention.n_heads):
+            raise ValueError(f"heads must be (layer, head) pairs of the model, got {(layer, head)}")
+
     def switch_off(layer):
         def change(_module, _inputs, outputs):
             outputs = outputs.clone()
-            for head in [h for l, h in heads if l == layer]:
-                outputs[:, head] = 0.0 if means is None else means[layer][head]
+            for of_layer, head in heads:
+                if of_layer == layer:
+                    outputs[:, head] = 0.0 if means is None else means[layer][head]
             return outputs
         return change
 
@@ -787,7 +802,8 @@ def repeated(seed, batch=32, vocab=32, seq_len=40):
         yield torch.from_numpy(np.tile(segment, (1, seq_len // period + 1))[:, :seq_len]), period
 
 ids, period = next(repeated(seed=3, batch=1))
-print("period", period, ":", *ids[0].tolist())
+for start in range(0, 40, period):
+    print(*(f"{token:2d}" for token in ids[0, start:start + period].tolist()))
 
 # %% [markdown]
 # The models have no feed-forward layers, so whatever they learn is in the attention: one layer of four heads, or two.
@@ -799,7 +815,7 @@ def next_token_loss(model, batch):
     ids, _ = batch
     return F.cross_entropy(model(ids[:, :-1]).mT, ids[:, 1:])
 
-stream = repeated(seed=99, batch=128)
+stream = repeated(seed=99, batch=64)
 exam = [next(stream) for _ in range(3)]
 
 @torch.no_grad()
@@ -823,7 +839,7 @@ def attention_only(n_layers, seed):
     history = training.fit(model, repeated(seed), next_token_loss, steps=300, lr=6e-3, evaluate=evaluate, every=10)
     return model, np.array(history.steps), seen
 
-ids_20 = next((ids, period) for ids, period in stream if period == 20)[0]        # 128 sequences, two rounds of 20
+ids_20 = next((ids, period) for ids, period in stream if period == 20)[0]         # 64 sequences, two rounds of 20
 
 @torch.no_grad()
 def attention_maps(model, ids=ids_20):
@@ -892,8 +908,11 @@ def pattern_scores(weights, period):
 
     weights (..., n, n), rows are queries, of sequences that repeat after `period` tokens.
     Returns (previous, induction), each (...): the mean of weights[i, i - 1] over i >= 1, and the mean of
-    weights[i, i - period + 1] over i >= period. Source: Olsson et al. 2022 (arXiv 2209.11895).
+    weights[i, i - period + 1] over i >= period. ValueError unless 2 <= period < n.
+    Source: Olsson et al. 2022 (arXiv 2209.11895).
     """
+    if not 2 <= period < weights.shape[-1]:
+        raise ValueError(f"period must be at least 2 and less than n = {weights.shape[-1]}, got {period}")
     ### BEGIN SOLUTION
     previous = np.diagonal(weights, -1, axis1=-2, axis2=-1)
     induction = np.diagonal(weights, 1 - period, axis1=-2, axis2=-1)[..., 1:]      # its first entry is query period - 1
@@ -906,16 +925,16 @@ pattern_scores = check("2.4", pattern_scores)
 # %%
 maps = attention_maps(two_layers[0][0])
 previous, induction = pattern_scores(maps, period=20)
-print("              " + "   ".join(f"head {h}" for h in range(4)))
+print("                   " + "".join(f"  head {h}" for h in range(4)))
 for layer in (0, 1):
-    print(f"layer {layer}: previous" + " ".join(f"{s:8.1f}" for s in previous[layer]))
-    print("         induction" + f"{induction[layer, 0]:7.1f}" + " ".join(f"{s:8.1f}" for s in induction[layer, 1:]))
+    for name, scores in (("previous", previous), ("induction", induction)):
+        print(f"layer {layer}, {name:10s}" + "".join(f"{score:8.1f}" for score in scores[layer]))
 
 # %%
 plotting.heads(attention_maps(two_layers[0][0], ids_20[:1]),
-               title="Layer 0 looks one back; layer 1 looks behind the last occurrence")
+               title="Some heads of layer 0 look one back; layer 1 looks behind the last occurrence")
 plotting.show("Attention maps of two layers of four heads on one sequence of two rounds: in layer 0 some heads "
-              "have a diagonal one below the main one, in layer 1 all have a bright one 19 tokens back in the second round.")
+              "have a diagonal one below the main one, in layer 1 all have a bright one 19 tokens back in round two.")
 
 # %% [markdown]
 # Layer 0 copies to each token what stood before it. Layer 1 then compares the present token with *that*, and finds the
@@ -941,11 +960,11 @@ half_way = np.array([[steps[np.argmax(np.array(curve) > curve[-1] / 2)] for curv
 print("all three pass half of their final value within 50 steps, each seed:", (np.ptp(half_way, axis=0) <= 50).all())
 
 # %% [markdown]
-# It does not. Neither half is of any use without the other, and so neither has a reason to grow alone; once both have a
-# little, each makes the other worth more. The paper reports the same in much larger models: the heads form "at precisely the same point as a
-# sudden sharp increase in in-context learning ability, visible as a bump in the training loss" (abstract). For small
-# attention-only models it calls its evidence causal, for models with feed-forward layers correlational. The causal test
-# is next: take a head out.
+# It does not. A plausible reason: neither half is of any use without the other, so neither grows alone; once both have a
+# little, each makes the other worth more. The paper reports such a jump in much larger models: the heads form "at
+# precisely the same point as a sudden sharp increase in in-context learning ability, visible as a bump in the training
+# loss" (abstract). For small attention-only models it calls its evidence causal, for models with feed-forward layers
+# correlational. The causal test is next: take a head out.
 
 # %% [markdown]
 # ### 2.6 Output aggregation
@@ -975,10 +994,13 @@ print("all three pass half of their final value within 50 steps, each seed:", (n
 def head_contributions(heads, w_o):
     """What each head adds to the output of multi-head attention; the sum over the heads is merge_heads(heads) @ w_o.
 
-    heads (..., n_heads, seq, d_v), w_o (n_heads * d_v, d_model). Returns (..., n_heads, seq, d_model).
+    heads (..., n_heads, seq, d_v), w_o (n_heads * d_v, d_model). Returns (..., n_heads, seq, d_model). ValueError where
+    w_o has another number of rows.
     """
-    ### BEGIN SOLUTION
     n_heads, d_v = heads.shape[-3], heads.shape[-1]
+    if len(w_o) != n_heads * d_v:
+        raise ValueError(f"w_o must have n_heads * d_v = {n_heads * d_v} rows, got {len(w_o)}")
+    ### BEGIN SOLUTION
     return heads @ w_o.reshape(n_heads, d_v, w_o.shape[-1])
     ### END SOLUTION
 
@@ -1038,7 +1060,7 @@ for model, _, _ in two_layers:
     table["other heads of layer 0"].append(accuracy_without(model, others))
     with without_heads(model, copiers):
         table["induction score left"].append(pattern_scores(attention_maps(model), 20)[1][1].max())
-    print(len(copiers), "previous-token heads,", len(others), "others")
+    print("previous-token heads:", len(copiers), "  others in layer 0:", len(others))
 
 # %%
 plotting.bars({"none": [second_round(model)[0] for model, _, _ in two_layers],
@@ -1081,16 +1103,16 @@ curves = np.array([pruned(model) for model, _, _ in two_layers])
 # %%
 plotting.curves({"two layers of four heads": curves}, xlabel="heads removed", ylabel="accuracy in the second round",
                 title="Three of the eight heads can go unnoticed, without any training")
-plotting.show("Accuracy against the number of removed heads, of eight: near 1 up to three, 0.6 with six, near 0 with seven.")
+plotting.show("Accuracy against the number of removed heads: near 1 up to three, 0.6 with six, near 0 with seven.")
 spare = (curves > 0.9).sum(axis=1) - 1
 print("at least 2 heads can go before the accuracy falls below 0.9, each seed:", spare.min() >= 2)
 print("a single head is not enough: accuracy below 0.2 with one left:       ", curves[:, 7].max() < 0.2)
 
 # %% [markdown]
-# With two heads left, one of each kind, it still knows more than half of the answers; with one, nothing: the circuit has
-# two parts. The miniature agrees with the papers, and adds a caution to them. "Can be removed" was measured *one at a time* in the
-# table and *in good order* in the curve. Removed in a bad order, the first two heads may already be fatal, as the group
-# experiment showed. And dispensable after training does not mean dispensable during it.
+# With two heads left it still knows more than half of the answers; with one, nothing: the circuit has two parts. The
+# miniature agrees with the papers, and adds a caution. "Can be removed" was measured *one at a time* in the table and
+# *in good order* in the curve. Removed in a bad order, two or three heads are fatal, as the group experiment showed. And
+# dispensable after training does not mean dispensable during it.
 
 # %% [markdown]
 # ### Cross-attention: two sequences
@@ -1148,6 +1170,8 @@ class EncoderDecoder(nn.Module):
 
     def forward(self, source, target):
         """Logits (batch, length, n_target) of every target word, given the words before it, all at once."""
+        check_ids("source", source, self.source.num_embeddings)
+        check_ids("target", target, self.target.num_embeddings)
         mask = (source != Vocabulary.PAD)[:, None, None, :]
         x = self.source(source)
         for layer in self.encoder:
@@ -1312,8 +1336,10 @@ def attention_with_dropout(q, k, v, key_mask, keep, rate):
 
     q (batch, n_heads, n_queries, d_head), k, v (batch, n_heads, n_keys, d_head); key_mask (batch, n_keys) boolean,
     True = may attend; keep (batch, n_heads, n_queries, n_keys) boolean, False = dropped; rate: the share dropped, what
-    is kept is divided by 1 - rate. A row with nothing to attend to is zero.
+    is kept is divided by 1 - rate. A row with nothing to attend to is zero. ValueError for a rate outside [0, 1).
     """
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate must be at least 0 and less than 1, got {rate}")
     ### BEGIN SOLUTION
     weights = attention_weights(q, k, mask=key_mask[:, None, None, :])
     return (weights * keep / (1 - rate)) @ v, weights
@@ -1387,9 +1413,8 @@ for h in (1, 4, 16, 32):
 
 # %% [markdown]
 # (Times of the machine that built this page, one thread; yours will differ.) With the FLOPs equal, what the loop pays
-# for is calls, and products too small to fill the machine. On one CPU core that is modest. A GPU has thousands of lanes
-# to fill, and the batched form hands it all heads, sentences and tiles of queries at once; part 4 starts one block for
-# each.
+# for is calls, and products too small to fill the machine. A GPU has thousands of lanes to fill, and the batched form
+# hands it all heads, sentences and tiles of queries at once; part 4 starts one block for each.
 #
 # #### Heads on two machines
 #
@@ -1904,9 +1929,9 @@ print("read from the packed array, the same to the bit:", torch.equal(out, packe
 
 # %%
 n, d_model = 1024, 512
-for h in (8, 16):
-    print(f"{h:2d} heads: FLOPs of scores and blend with d_model = 512: {4 * n * n * d_model / 1e9:.1f} G, "
-          f"with d_head = 64: {4 * n * n * h * 64 / 1e9:.1f} G;  scores: {h * n * n / 1e6:.0f} M numbers")
+print("heads   GFLOPs, d_model = 512   GFLOPs, d_head = 64   scores, million numbers")
+for h in (8, 16, 32):
+    print(f"{h:5d} {4 * n * n * d_model / 1e9:18.1f} {4 * n * n * h * 64 / 1e9:21.1f} {h * n * n / 1e6:18.0f}")
 
 # %% [markdown]
 # ### "Pass the attention scores of the heads through a final linear layer"
@@ -2031,17 +2056,25 @@ print("split:\n", split_heads(x, 2)[0])
 # ### Seeing heads: the viewer and BertViz
 #
 # Hover over a token; choose a layer and a head. First the model of section 2.5, on a segment of eight tokens in two
-# rounds; then MiniLM, the pretrained encoder of lecture 01, in BertViz's model view: all heads of two of its layers at
-# a glance.
+# rounds, in our viewer and in BertViz's model view, which shows all heads at a glance.
 
 # %% tags=["nbval-ignore-output"]
 letters = [*"ABCDEFGH"] * 2
 w = attention_maps(two_layers[0][0], torch.tensor([[3, 17, 8, 29, 11, 0, 22, 5] * 2]))
 plotting.head_viewer(w, letters, "Two layers of four heads on ABCDEFGH ABCDEFGH: choose layer 1 and the second C.")
 
-# %%
+# %% tags=["nbval-ignore-output"]
+plotting.bertviz_model_view(w.round(3), letters, "The same two layers of four heads in BertViz's model view.")
+
+# %% [markdown]
+# *Predict.* MiniLM, the pretrained encoder of lecture 01: will its heads look as tidy?
+
+# %% tags=["nbval-ignore-output"]
 sentence = "The animal didn't cross the street because it was too tired."
 weights, tokens = data.minilm_attention(sentence)
+plotting.head_viewer(weights, tokens, "Six layers of twelve heads of MiniLM on the sentence about the tired animal.")
+
+# %%
 plotting.bertviz_model_view(weights[2:4].round(3), tokens,
                             "Layers 2 and 3 of MiniLM, twelve heads each, in BertViz's model view.")
 
@@ -2145,7 +2178,8 @@ shares = rollout(attention_maps(model))[position, :position + 1]
 rises = removal(model, ids_20, position)
 needed = [position, position - 20, position - 19]
 print("rollout:  the four largest shares are at", sorted(np.argsort(-shares)[:4].tolist()))
-print("removing: the three worst losses are at ", sorted(np.argsort(-rises)[:3].tolist()), "    needed:", sorted(needed))
+print("removing: the three worst losses are at ", sorted(np.argsort(-rises)[:3].tolist()))
+print("needed:                                 ", sorted(needed))
 
 # %%
 plotting.curves({"rollout: share": shares / shares.max(), "removal: rise of the loss": rises / rises.max()},
@@ -2219,14 +2253,14 @@ with torch.no_grad():
         vote = (votes[..., 1] - votes[..., 0])[np.arange(2000), place].numpy()
         good = exam_x[np.arange(2000), place].numpy() < 3
         before = (votes[..., 1] - votes[..., 0])[np.arange(2000), place - 1].numpy()
-        alone, after_not, of_not = vote[good & (negated == 0)], vote[good & (negated == 1)], before[good & (negated == 1)]
-        print(f"a good word alone votes for good: {alone.mean() > 0}; after not, against: {after_not.mean() < 0}; "
-              f"the not itself, against: {of_not.mean() < 0}")
+        denied, alone = good & (negated == 1), good & (negated == 0)
+        sides = ["for" if v.mean() > 0 else "against" for v in (vote[alone], vote[denied], before[denied])]
+        print(f"votes of a good word: alone {sides[0]}, behind not {sides[1]}; of the not: {sides[2]}")
 
 # %% [markdown]
-# Three seeds, and not one way only: in two of them the good word itself changes sides behind *not*. In all of them some
-# vector is no longer that of the dictionary, but rewritten by its neighbour. That is what a *contextual* embedding is. BERT (Devlin et al. 2018, arXiv 1810.04805) is twelve
-# or twenty-four such layers, trained to fill in missing words.
+# Three seeds, and more than one way. In each of them some vector is no longer that of the dictionary, but rewritten by
+# its neighbour. That is what a *contextual* embedding is. BERT (Devlin et al. 2018, arXiv 1810.04805) is twelve or
+# twenty-four such layers, trained to fill in missing words.
 
 # %% [markdown]
 # ## Glossary

@@ -1,4 +1,4 @@
-"""Lecture 02: multi-head attention against loops and PyTorch's own layer, its limits, and the tools to look at heads."""
+"""Lecture 02: multi-head attention against loops and PyTorch's own layer, its limits, the tools to look at heads."""
 
 import numpy as np
 import pytest
@@ -140,19 +140,28 @@ def test_the_float_type_is_kept(dtype):
 def test_bad_shapes_get_one_sentence():
     good = dict(zip(("x_q", "x_kv", "w_q", "w_k", "w_v", "w_o", "n_heads"), draw((2,), 5, 7, 8, 2, 4, 4)))
     zeros = np.zeros
-    for name, bad, words in (("x_q", zeros(8), "x_q must have at least two axes"), ("x_kv", zeros((3, 7, 8)), "leading axes"),
+    for name, bad, words in (("x_q", zeros(8), "x_q must have at least"), ("x_kv", zeros((3, 7, 8)), "leading axes"),
                              ("w_q", zeros((9, 8)), "w_q must have shape"), ("w_k", zeros((8, 6)), "as many columns"),
-                             ("w_v", zeros((8, 8, 1)), "w_v must have shape"), ("w_o", zeros((7, 8)), "w_o must have shape"),
+                             ("w_v", zeros((8, 8, 1)), "w_v must have"), ("w_o", zeros((7, 8)), "w_o must have shape"),
                              ("n_heads", 3, "n_heads must divide"), ("n_heads", 0, "n_heads must divide")):
-        for attend, wrap in ((m.multi_head_attention_numpy, lambda a: a),
-                             (m.multi_head_attention_torch, lambda a: torch.from_numpy(a) if isinstance(a, np.ndarray) else a)):
+        call = list((good | {name: bad}).values())
+        for attend, arguments in ((m.multi_head_attention_numpy, call), (m.multi_head_attention_torch, tensors(call))):
             with pytest.raises(ValueError, match=words) as refused:
-                attend(**{key: wrap(value) for key, value in (good | {name: bad}).items()})
+                attend(*arguments)
             assert "\n" not in str(refused.value)
     with pytest.raises(ValueError, match="n_heads must divide"):
         m.split_heads(zeros((3, 8)), 3)
     with pytest.raises(ValueError, match="n_heads must divide d_model"):
         m.MultiHeadAttention(8, 3)
+    with pytest.raises(ValueError, match="x_kv must have shape"):
+        m.MultiHeadAttention(8, 2)(torch.zeros(1, 3, 8), torch.zeros(1, 3, 9))
+    for call, words in ((lambda: m.weights_from_torch(zeros((8, 4)), zeros((4, 4))), "in_proj_weight must have shape"),
+                        (lambda: m.pattern_scores(zeros((5, 5)), 5), "period must be"),
+                        (lambda: m.head_contributions(zeros((2, 3, 4)), zeros((9, 4))), "w_o must have"),
+                        (lambda: m.attention_with_dropout(*zeros((3, 1, 1, 2, 2)), zeros((1, 2)) == 0, 1, 1.0), "rate"),
+                        (lambda: translator()(torch.zeros(1, 3), torch.zeros(1, 3)), "source must be integers")):
+        with pytest.raises(ValueError, match=words):
+            call()
     with pytest.raises(ValueError, match="mask must be boolean"):
         m.MultiHeadAttention(8, 2)(torch.zeros(1, 3, 8), mask=torch.ones(3, 3))
 
@@ -217,7 +226,7 @@ def test_the_decoder_sees_the_whole_source_and_no_later_target_word():
     changed[0, 4] = 3 + (changed[0, 4] - 2) % 12
     with torch.no_grad():
         moved = (model(source, target) != model(source, changed)).any(-1)[0]
-        assert moved.tolist() == [False] * 5 + [True] * 3                   # word 4 is first read when word 5 is predicted
+        assert moved.tolist() == [False] * 5 + [True] * 3              # word 4 is first read when word 5 is predicted
         for j in range(6):
             other = source.clone()
             other[0, j] = 3 + (other[0, j] - 2) % 9

@@ -190,6 +190,12 @@ def test_a_silenced_head_is_a_head_whose_rows_of_w_o_are_zero():
         assert not torch.allclose(silenced, intact)
 
 
+def test_a_head_that_is_not_there_cannot_be_silenced():
+    for head in ((2, 0), (0, 3), (-1, 0)):
+        with pytest.raises(ValueError, match="heads must be"), m.without_heads(small(), [head]):
+            pass
+
+
 def test_a_head_silenced_to_its_own_constant_output_changes_nothing():
     model, ids = small(n_layers=1), some_ids(1, 1)                         # one token: its output is its mean
     with torch.no_grad():

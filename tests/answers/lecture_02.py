@@ -108,9 +108,8 @@ def heads_in_a_list(x, n_heads):
 
 @right("2.3")
 def attention_by_einsum(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, causal=False):
-    q, k, v = (
-        np.einsum("...td,dhe->...hte", x, w.reshape(len(w), n_heads, -1)) for x, w in ((x_q, w_q), (x_kv, w_k), (x_kv, w_v))
-    )
+    pairs = (x_q, w_q), (x_kv, w_k), (x_kv, w_v)
+    q, k, v = (np.einsum("...td,dhe->...hte", x, w.reshape(len(w), n_heads, -1)) for x, w in pairs)
     scores = np.einsum("...hie,...hje->...hij", q, k) / q.shape[-1] ** 0.5
     allowed = np.ones(scores.shape, bool) if mask is None else np.broadcast_to(mask, scores.shape)
     if causal:

@@ -1,5 +1,5 @@
-"""The exercises of lecture 02: weights taken from torch, heads split, all heads at once, patterns in maps, what each head
-writes, a listing mended. Its kernel is in kernels_02.py.
+"""The exercises of lecture 02: weights taken from torch, heads split, all heads at once, patterns in maps, what each
+head writes, a listing mended. Its kernel is in kernels_02.py.
 
 The oracles go head by head and row by row, unlike the lecture. Inputs are rounded to one decimal, so that what a report
 shows is what the function was given.
@@ -33,8 +33,8 @@ def attend(q, k, v, allowed, scale):
 @exercise("2.1", MODULE, returns=("w_q", "w_k", "w_v", "w_o"))
 def weights_from_torch(in_proj_weight, out_proj_weight):
     d = len(out_proj_weight)
-    w_q, w_k, w_v = (np.array([[in_proj_weight[part * d + j, i] for j in range(d)] for i in range(d)]) for part in range(3))
-    return w_q, w_k, w_v, np.array([[out_proj_weight[j, i] for j in range(d)] for i in range(d)])
+    parts = [in_proj_weight[part * d : (part + 1) * d] for part in range(3)] + [out_proj_weight]
+    return tuple(np.array([[w[j, i] for j in range(d)] for i in range(d)]) for w in parts)
 
 
 @weights_from_torch.property("queries' matrix on top, then keys', then values'")
@@ -62,7 +62,9 @@ def in_thirds(w):
     return [w[i * w.shape[1] : (i + 1) * w.shape[1]] for i in range(3)]
 
 
-def usual_weights(in_proj_weight, out_proj_weight, *, cut=in_thirds, turned=np.transpose, last=np.transpose, order=(0, 1, 2)):
+def usual_weights(
+    in_proj_weight, out_proj_weight, *, cut=in_thirds, turned=np.transpose, last=np.transpose, order=(0, 1, 2)
+):
     """The weights in the usual way. The mistakes differ in what follows the `*`; as it stands, it is right."""
     parts = cut(in_proj_weight)
     return (*(turned(parts[i]) for i in order), last(out_proj_weight))
@@ -82,7 +84,9 @@ for message, change in {
     "Cut first, then transpose each part: the transpose of the whole has the parts side by side.": {
         "cut": lambda w: in_thirds(w.T)
     },
-    "The rows are dealt out in turn: rows 0 to d_model - 1 are all w_q's.": {"cut": lambda w: [w[i::3] for i in range(3)]},
+    "The rows are dealt out in turn: rows 0 to d_model - 1 are all w_q's.": {
+        "cut": lambda w: [w[i::3] for i in range(3)]
+    },
     "Keys and queries have changed places.": {"order": (1, 0, 2)},
     "Keys and values have changed places.": {"order": (0, 2, 1)},
 }.items():
@@ -482,7 +486,7 @@ def _(ask, rng):
     ask(q, k, v, np.array([[True, True, False]]), keep, 0.0)
 
 
-@attention_with_dropout.property("each sentence has its own mask, also when there are as many sentences as queries or heads")
+@attention_with_dropout.property("each sentence has its own mask, whatever the numbers of queries and heads")
 def _(ask, rng):
     q, k, v, _, keep = sentences(rng, 2, 1, 2, 2, 2, dropped=0)
     ask(q, k, v, np.array([[True, False], [True, True]]), keep, 0.0)
