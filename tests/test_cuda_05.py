@@ -12,7 +12,14 @@ kv = pytest.importorskip("attention.kv_cache")
 if not hasattr(kv, "paged_decode_attention_cuda"):
     pytest.skip("lecture 05 has no CUDA part yet", allow_module_level=True)
 
-SHAPES = [([1], 1, 1), ([0, 3], 2, 7), ([127, 128, 129, 0], 1, 33), ([300, 5], 3, 80), ([257], 2, 128), ([40, 40], 1, 300)]
+SHAPES = [
+    ([1], 1, 1),
+    ([0, 3], 2, 7),
+    ([127, 128, 129, 0], 1, 33),
+    ([300, 5], 3, 80),
+    ([257], 2, 128),
+    ([40, 40], 1, 300),
+]
 
 
 def draw(lengths, heads, d, spare=5, seed=0, dtype=np.float32):
@@ -95,7 +102,9 @@ def test_a_row_gets_the_same_result_in_every_batch():
     q, k, v, lengths = draw([700, 30, 129, 0], 2, 64)
     together = both(q, k, v, lengths)
     for b in range(len(lengths)):
-        for out, whole in zip(both(q[b : b + 1], k[b : b + 1], v[b : b + 1], lengths[b : b + 1]), together, strict=True):
+        for out, whole in zip(
+            both(q[b : b + 1], k[b : b + 1], v[b : b + 1], lengths[b : b + 1]), together, strict=True
+        ):
             assert np.array_equal(out[0], whole[b])
 
 
@@ -191,7 +200,7 @@ def test_inputs_are_not_changed_and_may_lie_in_memory_as_they_like():
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 BAD = {
-    r"q must be \(batch, heads, d_head\)": {"q": np.ones((2, 8))},
+    r"q must be \(batch, heads, d_head\)|for this q": {"q": np.ones((2, 8))},
     "keys and values must have one shape": {"v": np.ones((2, 3, 9, 8))},
     r"lengths must be \(2,\)": {"lengths": [1]},
     "lengths must lie between 0 and 10, got .*11": {"lengths": [1, 11]},
@@ -213,7 +222,7 @@ def test_bad_arguments_get_one_sentence(message):
 @pytest.mark.parametrize("shape", [(2, 4, 10, 8), (2, 3, 10, 7), (1, 3, 10, 8)], ids=str)
 def test_a_cache_of_other_sizes_than_the_query_is_refused_before_anything_is_read(shape):
     cache = np.ones(shape)
-    with pytest.raises(ValueError, match="cache"):
+    with pytest.raises(ValueError, match="^keys (and values must be|must have four axes)"):
         kv.decode_attention_cuda(*contiguous_arguments(k=cache, v=cache))
 
 
@@ -231,7 +240,7 @@ def test_a_bad_block_table_gets_one_sentence(table, lengths, message):
     q, pages = np.ones((2, 3, 8)), np.ones((5, 2, 3, 8))
     with pytest.raises(ValueError, match=message):
         kv.paged_decode_attention_cuda(q, pages, pages, table, lengths)
-    with pytest.raises(ValueError, match="cache"):
+    with pytest.raises(ValueError, match="pages must be"):
         kv.paged_decode_attention_cuda(q, pages[:, :, :2], pages[:, :, :2], [[0, 1], [1, 2]], [4, 4])
 
 
@@ -241,7 +250,8 @@ def test_a_bad_block_table_gets_one_sentence(table, lengths, message):
 def random_sizes(count):
     rng = np.random.default_rng(3)
     return [
-        (rng.integers(0, 400, rng.integers(1, 4)).tolist(), *map(int, rng.integers(1, [4, 100, 20]))) for _ in range(count)
+        (rng.integers(0, 400, rng.integers(1, 4)).tolist(), *map(int, rng.integers(1, [4, 100, 20])))
+        for _ in range(count)
     ]
 
 

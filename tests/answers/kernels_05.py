@@ -76,7 +76,9 @@ NAN_MULTIPLIED = change(NORMALISED_FIRST, ("      if (mine[s] == -INFINITY) cont
 NO_EMPTY_ROW = change(NORMALISED_FIRST, ("empty = top == -INFINITY", "empty = false"),
                       ("      if (mine[s] == -INFINITY) continue;\n", "      if (share[s] == 0.0f) continue;\n"))  # fmt: skip
 ZERO_BY_ZERO = change(ONLINE, ("total > 0.0f ? sum / total : 0.0f", "sum / total"))
-ONE_SPLIT_A_LANE = NORMALISED_FIRST.replace("for (int s = threadIdx.x; s < n_splits; s += 32)", "if (int s = threadIdx.x; s < n_splits)")
+ONE_SPLIT_A_LANE = NORMALISED_FIRST.replace(
+    "for (int s = threadIdx.x; s < n_splits; s += 32)", "if (int s = threadIdx.x; s < n_splits)"
+)
 ONE_COLUMN_A_LANE = change(ONLINE, ("for (int c = threadIdx.x; c < d; c += 32)", "if (int c = threadIdx.x; c < d)"))
 ONE_ROW_FOR_ALL = change(NORMALISED_FIRST, ("lses + (size_t)blockIdx.x * n_splits", "lses"))
 NOT_AWAITED = change(NORMALISED_FIRST, ("  __syncthreads();\n", ""))
@@ -136,7 +138,9 @@ HEADS_OUTSIDE = (
 }
 """
 )
-SIZES_MIXED_UP = change(HEADS_OUTSIDE, ("(page * heads + h) * page_size + j % page_size", "(page * heads + j % page_size) * page_size + h"))
+SIZES_MIXED_UP = change(
+    HEADS_OUTSIDE, ("(page * heads + h) * page_size + j % page_size", "(page * heads + j % page_size) * page_size + h")
+)
 HEAD_FORGOTTEN = change(BY_TOKENS, (" + (size_t)h * d", ""))
 D_FORGOTTEN = change(BY_TOKENS, ("token * heads * d + (size_t)h * d", "token * heads + h"))
 IN_INT = (
@@ -147,7 +151,13 @@ IN_INT = (
 }
 """
 )
-CAST_TOO_LATE = change(IN_INT, ("return ((page * page_size + j % page_size) * heads + h) * d", "return (size_t)(((page * page_size + j % page_size) * heads + h) * d)"))
+CAST_TOO_LATE = change(
+    IN_INT,
+    (
+        "return ((page * page_size + j % page_size) * heads + h) * d",
+        "return (size_t)(((page * page_size + j % page_size) * heads + h) * d)",
+    ),
+)
 
 RIGHT = {"5.7": [NORMALISED_FIRST, ONLINE], "5.8": [BY_TOKENS, BY_SUBTRACTION]}
 WRONG = {

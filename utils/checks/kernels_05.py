@@ -73,7 +73,8 @@ def _(source, rng):
 
 
 @merge_splits.property(
-    "any number of splits, any d", hint="Let s go on in steps of 32 while s < n_splits, and c in steps of 32 while c < d."
+    "any number of splits, any d",
+    hint="Let s go on in steps of 32 while s < n_splits, and c in steps of 32 while c < d.",
 )
 def _(source, rng):
     for rows, n_splits, d in ((1, 1, 1), (2, 33, 20), (3, 100, 80), (2, 32, 129)):
@@ -208,7 +209,8 @@ def _(source, rng):
 
 
 @key_offset.property(
-    "the page is the one that the table names", hint="j / page_size is a column of the table; the page is what stands there."
+    "the page is the one that the table names",
+    hint="j / page_size is a column of the table; the page is what stands there.",
 )
 def _(source, rng):
     run_offsets(source, [[4, 0, 7, 2]], [7], page_size=2, heads=1, d=3)
