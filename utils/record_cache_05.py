@@ -1,0 +1,110 @@
+"""Records what lecture 05 quotes from three seeds: attention sinks, and a quantised cache with and without outliers.
+
+    python -m utils.record_cache_05            # about three minutes; writes data/recorded/cache_05.json
+"""
+
+import json
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from attention.kv_cache import (
+    KVCache,
+    LearnedSink,
+    NullKey,
+    QuantizedKVCache,
+    look_at_sink,
+    plant_outliers,
+    train_copier,
+)
+from attention.multi_head import TransformerConfig, TransformerLM
+from attention.rotary import Rotary
+from utils import data, training
+
+SEEDS = range(3)
+BITS, KEY_AXES = (8, 4, 2), ("token", "channel")
+
+
+def sinks():
+    """look_at_sink of three kinds of copier, for each seed."""
+    kinds = {
+        "plain": (lambda: None, None),
+        "off by one": (lambda: None, NullKey),
+        "learned sink": (lambda: LearnedSink(32, n_heads=1), NullKey),
+    }
+    return {
+        kind: [look_at_sink(train_copier(seed, positions(), make_cache), make_cache) for seed in SEEDS]
+        for kind, (positions, make_cache) in kinds.items()
+    }
+
+
+def train_reader(seed, corpus, n_characters):
+    """A character model of two layers, trained on windows of 128 characters."""
+    rng = np.random.default_rng(seed)
+
+    def windows():
+        while True:
+            starts = torch.from_numpy(rng.integers(len(corpus) - 129, size=16))
+            yield corpus[starts[:, None] + torch.arange(129)]
+
+    def loss(model, ids):
+        return F.cross_entropy(model(ids[:, :-1]).mT, ids[:, 1:])
+
+    model = TransformerLM(TransformerConfig(n_characters, 64, 2, 2, 256), positions=Rotary(32)).double()
+    training.fit(training.initialise(model, seed), windows(), loss, 350, lr=5e-3)
+    return model
+
+
+@torch.no_grad()
+def extra_losses(model, pages):
+    """Loss over that of an exact cache, in nats, {bits: {key_axis: number}}, on the second half of each page."""
+
+    def loss(make_cache):
+        logits = model(pages[:, :-1], caches=[make_cache() for _ in model.blocks])
+        return F.cross_entropy(logits[:, 64:].mT, pages[:, 65:]).item()
+
+    exact = loss(lambda: KVCache(len(pages), model.config.n_heads, 128, model.config.d_head))
+    return {
+        bits: {axis: loss(lambda: QuantizedKVCache(bits, 32, axis)) - exact for axis in KEY_AXES} for bits in BITS
+    }
+
+
+def quantised():
+    """Extra loss of a character model with a quantised cache, as trained and with outliers planted, for each seed."""
+    text = data.prose()
+    alphabet = {character: i for i, character in enumerate(sorted(set(text)))}
+    ids = torch.tensor([alphabet[character] for character in text])
+    corpus, held_out = ids[: len(ids) * 9 // 10], ids[len(ids) * 9 // 10 :]
+    starts = torch.linspace(0, len(held_out) - 130, 48).long()
+    pages = held_out[starts[:, None] + torch.arange(129)]
+    readers = [train_reader(seed, corpus, len(alphabet)) for seed in SEEDS]
+    return [
+        {"usual": extra_losses(reader, pages), "planted": extra_losses(plant_outliers(reader), pages)}
+        for reader in readers
+    ]
+
+
+def rounded(value):
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    return [rounded(part) for part in value]
+
+
+def main():
+    torch.set_num_threads(1)
+    record = {
+        "made_by": "python -m utils.record_cache_05",
+        "sinks": sinks(),
+        "quantised": quantised(),
+    }
+    record = {key: value if isinstance(value, str) else rounded(value) for key, value in record.items()}
+    path = data.FOLDER / "recorded" / "cache_05.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
