@@ -1,13 +1,37 @@
 # Generated from solutions/05_kv_cache.py by `python course.py build`. Edit that file, not this one.
 """Lecture 05 · KV cache: the finished code."""
 
+import copy
+import functools
 import math
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
-from attention.fundamentals import softmax
+from attention.fundamentals import attention_numpy, softmax
+from attention.multi_head import TransformerConfig, TransformerLM, record
+from attention.rotary import Rotary, apply_rope_torch
+from utils import cuda
+from utils import training
 
+
+def cached_step(x, keys, values, w_q, w_k, w_v):
+    """New tokens x (n_new, d_model) join a cache of one head and attend to it, causally.
+
+    keys (n_old, d_head), values (n_old, d_v), w_q and w_k (d_model, d_head), w_v (d_model, d_v).
+    Returns (out (n_new, d_v), keys (n_old + n_new, d_head), values (n_old + n_new, d_v)).
+    """
+    keys = np.concatenate([keys, x @ w_k])
+    values = np.concatenate([values, x @ w_v])
+    return attention_numpy(x @ w_q, keys, values, causal=True), keys, values
+
+
+def check_update(k, v, shape):
+    """Raise ValueError, in one sentence, unless k and v fit into a cache of shape (batch, n_heads, _, d_head)."""
+    if k.shape != v.shape or k.dim() != 4 or (*k.shape[:2], k.shape[3]) != (*shape[:2], shape[3]):
+        raise ValueError(f"k and v must be ({shape[0]}, {shape[1]}, n_new, {shape[3]}) for this cache, "
+                         f"got {tuple(k.shape)} and {tuple(v.shape)}")
 
 class KVCache:
     """Keys and values of one layer, in memory that is taken once: (batch, n_heads, capacity, d_head) each."""
@@ -24,6 +48,7 @@ class KVCache:
 
     def update(self, k, v):
         """Store k and v (batch, n_heads, n_new, d_head); return all keys and values so far. ValueError when full."""
+        check_update(k, v, self.k.shape)
         end = self.length + k.shape[2]
         if end > self.k.shape[2]:
             raise ValueError(f"the cache holds {self.k.shape[2]} tokens, got {end}: make it with a larger capacity")
@@ -40,6 +65,54 @@ class KVCache:
     def reorder(self, rows):
         """Row i of the batch continues what row rows[i] was: beams change their places."""
         self.k, self.v = self.k[rows], self.v[rows]
+
+
+def new_caches(model, batch, capacity):
+    """An empty KVCache for each layer of a TransformerLM, in the float type of its weights."""
+    c = model.config
+    return [KVCache(batch, c.n_heads, capacity, c.d_head, model.embedding.weight.dtype) for _ in range(c.n_layers)]
+
+def sample(logits, temperature, top_k, rng):
+    """Next tokens (batch,) from logits (batch, vocab_size); temperature 0 takes the largest."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.double() / temperature
+    if top_k is not None:
+        logits = logits.masked_fill(logits < logits.topk(min(top_k, logits.shape[-1])).values[:, -1:], -math.inf)
+    draws = torch.from_numpy(rng.random(len(logits))).to(logits.device)
+    cumulative = torch.softmax(logits, -1).cumsum(-1)
+    return (cumulative < draws[:, None] * cumulative[:, -1:]).sum(-1)
+
+@torch.no_grad()
+def generate(model, ids, n_new, caches=None, temperature=0.0, top_k=None, seed=0):
+    """Continue each row of ids by n_new tokens. ids integers (batch, n), all of one length. Returns (batch, n + n_new).
+
+    caches: one for each layer, empty, with length and update(k, v); without them the whole text is read again for each
+    token. temperature 0 is greedy; otherwise tokens are drawn, from the top_k likeliest if given, by numpy's
+    default_rng(seed). ValueError for an empty prompt, a negative n_new or temperature, or a top_k below 1.
+    """
+    if ids.ndim != 2 or ids.shape[1] == 0:
+        raise ValueError(f"ids must be (batch, n) with at least one token, got shape {tuple(ids.shape)}")
+    if n_new < 0 or temperature < 0 or (top_k is not None and top_k < 1):
+        raise ValueError("n_new and temperature must not be negative and top_k at least 1, "
+                         f"got {n_new}, {temperature} and {top_k}")
+    rng = np.random.default_rng(seed)
+    unread = ids
+    for _ in range(n_new):
+        logits = model(unread, caches=caches)[:, -1] if caches is not None else model(ids)[:, -1]
+        unread = sample(logits, temperature, top_k, rng)[:, None]
+        ids = torch.cat([ids, unread], dim=1)
+    return ids
+
+
+def forward_flops(n_new, n_keys, d_model, d_ff, n_layers, vocab_size):
+    """Operations of all matrix products when a TransformerLM reads n_new tokens and has n_keys keys then: integers (n,).
+
+    n_new, n_keys integers (n,); the sizes as in TransformerConfig.
+    """
+    projections = 2 * n_new * (4 * d_model**2 + 2 * d_model * d_ff)
+    attention = 2 * n_new * n_keys * 2 * d_model                       # scores, and the weighted sum of values
+    return n_layers * (projections + attention) + 2 * n_new * d_model * vocab_size
 
 
 class RingKVCache:
@@ -60,6 +133,7 @@ class RingKVCache:
 
         ValueError for more tokens than one: the first of them would have to see keys that the last has overwritten.
         """
+        check_update(k, v, self.k.shape)
         if k.shape[2] != 1:
             raise ValueError(f"a ring takes one token at a time, got {k.shape[2]}")
         window = self.k.shape[2]
@@ -112,8 +186,9 @@ class PagePool:
         self.release(page)
         return copy
 
+
 class PagedKVCache:
-    """Keys and values of some sequences of one layer, in pages of a PagePool; block_table[b] lists those of row b."""
+    """Keys and values of some sequences of one layer, in pages of a PagePool; tables[b] lists the pages of row b."""
 
     def __init__(self, pool, batch):
         self.pool = pool
@@ -127,7 +202,8 @@ class PagedKVCache:
 
     def update(self, k, v):
         """Store k and v (batch, n_heads, n_new, d_head); return all so far, gathered. MemoryError when pages run out."""
-        size = self.pool.page_size
+        size, n_heads, d_head = self.pool.k_pages.shape[1:]
+        check_update(k, v, (len(self.tables), n_heads, 0, d_head))
         for row, table in enumerate(self.tables):
             for new in range(k.shape[2]):
                 page, slot = divmod(self.length + new, size)
@@ -161,17 +237,60 @@ class PagedKVCache:
         self.tables, self.length = [], 0
 
 
+def left_padding(lengths, n_keys):
+    """Mask (batch, 1, 1, n_keys) and positions (batch, n_keys) of rows whose last lengths[b] columns are tokens.
+
+    Positions count from each row's first token; padding gets 0. Raises ValueError for a length outside 0 to n_keys.
+    """
+    lengths = np.asarray(lengths)
+    if lengths.size and (lengths.min() < 0 or lengths.max() > n_keys):
+        raise ValueError(f"lengths must lie between 0 and n_keys = {n_keys}, got {lengths.tolist()}")
+    positions = np.arange(n_keys) - (n_keys - lengths[:, None])
+    return (positions >= 0)[:, None, None, :], positions.clip(0)
+
+
+@torch.no_grad()
+def generate_ragged(model, ids, lengths, n_new, caches):
+    """Greedily continue rows of different lengths. ids (batch, n), padded on the left, of which the last lengths[b] count.
+
+    caches: empty, one for each layer. Returns (batch, n + n_new). ValueError where a row has no token.
+    """
+    lengths = np.asarray(lengths)
+    if lengths.shape != (len(ids),) or (lengths < 1).any():
+        raise ValueError(f"lengths must be ({len(ids)},), each at least 1, got {lengths.tolist()}")
+    unread = ids
+    for step in range(n_new):
+        mask, positions = (torch.from_numpy(a) for a in left_padding(lengths + step, ids.shape[1]))
+        logits = model(unread, mask=mask, positions=positions[:, -unread.shape[1]:], caches=caches)
+        unread = logits[:, -1].argmax(-1, keepdim=True)
+        ids = torch.cat([ids, unread], dim=1)
+    return ids
+
+
 def check_decode_arguments(q, k, v, lengths, capacity):
     """Raise ValueError, in one sentence, unless a query for each head and a cache fit together."""
     if len(q.shape) != 3:
         raise ValueError(f"q must be (batch, heads, d_head), got shape {tuple(q.shape)}")
-    if k.shape != v.shape:
+    if tuple(k.shape) != tuple(v.shape):
         raise ValueError(f"keys and values must have one shape, got {tuple(k.shape)} and {tuple(v.shape)}")
-    lengths = np.asarray(lengths)
+    if len(k.shape) != 4 or k.shape[-1] != q.shape[-1]:
+        raise ValueError(f"keys must have four axes, the last of {q.shape[-1]} as in q, got shape {tuple(k.shape)}")
+    lengths = on_host(lengths)
     if lengths.shape != (q.shape[0],):
         raise ValueError(f"lengths must be ({q.shape[0]},), one for each row of q, got shape {lengths.shape}")
     if lengths.size and (lengths.min() < 0 or lengths.max() > capacity):
         raise ValueError(f"lengths must lie between 0 and {capacity}, got {lengths.tolist()}")
+
+def check_cache_shape(q, cache):
+    """Raise ValueError, in one sentence, unless a cache (batch, heads, capacity, d_head) has the rows and heads of q."""
+    if len(cache.shape) != 4 or tuple(cache.shape[:2]) != tuple(q.shape[:2]):
+        raise ValueError(f"keys and values must be ({q.shape[0]}, {q.shape[1] if len(q.shape) > 1 else '?'}, capacity, "
+                         f"d_head) for this q, got {tuple(cache.shape)}")
+
+def on_host(x):
+    """An integer array or tensor, on any device, as NumPy array."""
+    return x.cpu().numpy() if hasattr(x, "cpu") else np.asarray(x)
+
 
 def decode_attention_numpy(q, k_cache, v_cache, lengths, scale=None):
     """One query for each head attends to the first lengths[b] keys of its row of a cache, in NumPy.
@@ -180,11 +299,12 @@ def decode_attention_numpy(q, k_cache, v_cache, lengths, scale=None):
     defaults to 1/sqrt(d_head). Returns (batch, heads, d_head) in the float type of q; a row of length 0 gets zeros.
     Raises ValueError when shapes or lengths do not fit.
     """
+    check_cache_shape(q, k_cache)
     check_decode_arguments(q, k_cache, v_cache, lengths, k_cache.shape[2])
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     work = np.result_type(q, np.float32)
     out = np.zeros(q.shape, work)
-    for row, length in enumerate(np.asarray(lengths)):
+    for row, length in enumerate(on_host(lengths)):
         k, v = (cache[row, :, :length].astype(work) for cache in (k_cache, v_cache))
         weights = softmax(np.einsum("hd,hnd->hn", q[row].astype(work), k) * scale)
         out[row] = np.einsum("hn,hnd->hd", weights, v)
@@ -192,31 +312,37 @@ def decode_attention_numpy(q, k_cache, v_cache, lengths, scale=None):
 
 def decode_attention_torch(q, k_cache, v_cache, lengths, scale=None):
     """decode_attention_numpy in PyTorch: all rows at once, differentiable. Same arguments, shapes and errors."""
+    check_cache_shape(q, k_cache)
     check_decode_arguments(q, k_cache, v_cache, lengths, k_cache.shape[2])
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     work = torch.promote_types(q.dtype, torch.float32)
     lengths = torch.as_tensor(lengths, device=q.device)[:, None, None]
     inside = torch.arange(k_cache.shape[2], device=q.device) < lengths                        # (batch, 1, capacity)
-    scores = torch.einsum("bhd,bhnd->bhn", q.to(work), k_cache.to(work)) * scale
+    # What lies behind the end may be anything, even nan: 0 * nan is nan, so it is replaced before the products.
+    k, v = (cache.to(work).masked_fill(~inside[..., None], 0) for cache in (k_cache, v_cache))
+    scores = torch.einsum("bhd,bhnd->bhn", q.to(work), k) * scale
     weights = torch.softmax(scores.masked_fill(~inside & (lengths > 0), -math.inf), dim=-1).masked_fill(~inside, 0)
-    # What lies behind the end may be anything, even nan: 0 * nan is nan, so it is replaced before the product.
-    values = v_cache.to(work).masked_fill(~inside[..., None], 0)
-    return torch.einsum("bhn,bhnd->bhd", weights, values).to(q.dtype)
+    return torch.einsum("bhn,bhnd->bhd", weights, v).to(q.dtype)
 
 
 def gather_pages(pages, block_table, lengths):
     """The rows of a paged cache, contiguous: (batch, heads, table columns * page_size, d_head). Arrays and tensors.
 
     pages (n_pages, page_size, heads, d_head); block_table integers (batch, columns), unused entries -1; row b needs
-    ceil(lengths[b] / page_size) entries. ValueError for a page that does not exist.
+    ceil(lengths[b] / page_size) entries. ValueError for a page that does not exist, or a table that is too narrow.
     """
-    table = np.asarray(block_table)
-    used = np.arange(table.shape[1]) < -(-np.asarray(lengths)[:, None] // pages.shape[1])
-    if table.ndim != 2 or (np.asarray(lengths) > table.shape[1] * pages.shape[1]).any():
-        raise ValueError(f"block_table has room for {table.shape[-1] * pages.shape[1]} tokens a row, got lengths {lengths}")
-    if (table[used] < 0).any() or (table[used] >= pages.shape[0]).any():
-        raise ValueError(f"block_table must name pages 0 to {pages.shape[0] - 1}, got {table.tolist()}")
-    rows = pages[np.where(used, table, 0)]                              # (batch, columns, page_size, heads, d_head)
+    table, lengths = on_host(block_table), on_host(lengths)
+    if table.ndim != 2 or len(table) != len(lengths):
+        raise ValueError(f"block_table must be ({len(lengths)}, columns), got shape {table.shape}")
+    if len(pages.shape) != 4:
+        raise ValueError(f"pages must be (n_pages, page_size, heads, d_head), got shape {tuple(pages.shape)}")
+    n_pages, page_size = pages.shape[:2]
+    if (lengths > table.shape[1] * page_size).any():
+        raise ValueError(f"block_table has room for {table.shape[1] * page_size} tokens a row, got {lengths.tolist()}")
+    used = np.arange(table.shape[1]) < -(-lengths[:, None] // page_size)
+    if (table[used] < 0).any() or (table[used] >= n_pages).any():
+        raise ValueError(f"block_table must name pages 0 to {n_pages - 1}, got {table.tolist()}")
+    rows = pages[np.where(used, table, 0).astype(np.int64)]             # (batch, columns, page_size, heads, d_head)
     return rows.reshape(rows.shape[0], -1, *rows.shape[3:]).swapaxes(1, 2)
 
 def paged_decode_attention_numpy(q, k_pages, v_pages, block_table, lengths, scale=None):
@@ -231,6 +357,312 @@ def paged_decode_attention_torch(q, k_pages, v_pages, block_table, lengths, scal
     """paged_decode_attention_numpy in PyTorch. Same arguments, shapes and errors."""
     k, v = (gather_pages(pages, block_table, lengths) for pages in (k_pages, v_pages))
     return decode_attention_torch(q, k, v, lengths, scale)
+
+
+@torch.no_grad()
+def beam_search(model, ids, n_new, width, caches):
+    """The `width` likeliest continuations found. ids (1, n); caches empty, for `width` rows.
+
+    Returns (width, n + n_new) and the log probabilities (width,) of the new tokens, best first. width is at most the
+    size of the vocabulary.
+    """
+    beams = unread = ids.expand(width, -1)
+    totals = torch.full((width,), -math.inf, dtype=torch.float64)
+    totals[0] = 0.0                                # the rows are still equal: only one may have children
+    for _ in range(n_new):
+        steps = torch.log_softmax(model(unread, caches=caches)[:, -1], dim=-1)
+        totals, best = (totals[:, None] + steps).flatten().topk(width)
+        rows, tokens = best // steps.shape[1], best % steps.shape[1]
+        for cache in caches:
+            cache.reorder(rows)
+        unread = tokens[:, None]
+        beams = torch.cat([beams[rows], unread], dim=1)
+    return beams, totals
+
+
+def verify_draft(draft, logits):
+    """The tokens that greedy decoding would write: the draft as far as the model agrees, and one of the model's own.
+
+    draft integers (n_draft,); logits (n_draft + 1, vocab_size), row i after draft[:i]. Returns integers, 1 to
+    n_draft + 1 of them. Source: the greedy case of Leviathan et al. 2022 (arXiv 2211.17192).
+    """
+    own = logits.argmax(-1)
+    wrong = np.flatnonzero(own[:-1] != draft)
+    n_accepted = wrong[0] if len(wrong) else len(draft)
+    return own[:n_accepted + 1]
+
+
+@torch.no_grad()
+def generate_speculative(model, ids, n_new, propose, caches):
+    """Greedy continuation of ids (1, n), n at least 1, with guesses. Returns (ids (1, n + n_new), calls of the model).
+
+    propose(ids) guesses the next tokens, integers (n_draft,). caches: empty KVCaches, one for each layer.
+    """
+    end, calls = ids.shape[1] + n_new, 0
+    while ids.shape[1] < end:
+        draft = propose(ids)
+        unread = torch.cat([ids[0], torch.as_tensor(draft, dtype=ids.dtype)])[caches[0].length:]
+        logits = model(unread[None], caches=caches)[0, -len(draft) - 1:]
+        calls += 1
+        found = torch.as_tensor(verify_draft(np.asarray(draft), logits.numpy()))
+        ids = torch.cat([ids, found[None]], dim=1)
+        for cache in caches:                       # keys of rejected guesses are forgotten, the last token is unread
+            cache.rewind(ids.shape[1] - 1)
+    return ids[:, :end], calls
+
+
+N_TOKENS, N_TRIGGERS = 33, 4                       # token 0 begins a text, tokens 1 to 4 are triggers
+
+def copying_texts(rng, batch, seq_len):
+    """Texts of the task of Guo et al. 2024 (arXiv 2410.13835), int64 (batch, seq_len); rng a numpy Generator.
+
+    Behind a trigger comes the token before it, behind another token one drawn from a fixed table.
+    """
+    table = np.random.default_rng(0).dirichlet(np.full(N_TOKENS - 1, 0.05), size=N_TOKENS).cumsum(1)
+    ids = np.zeros((batch, seq_len), dtype=np.int64)
+    ids[:, 1] = rng.integers(N_TRIGGERS + 1, N_TOKENS, size=batch)
+    for t in range(2, seq_len):
+        last = ids[:, t - 1]
+        drawn = 1 + (table[last] < rng.random((batch, 1))).sum(1).clip(0, N_TOKENS - 2)
+        ids[:, t] = np.where(is_trigger(last), ids[:, t - 2], drawn)
+    return ids
+
+def is_trigger(ids):
+    return (ids >= 1) & (ids <= N_TRIGGERS)
+
+
+def train_copier(seed, positions=None, make_cache=None, steps=400):
+    """A model of one layer and one head, trained on copying_texts. Returns it.
+
+    make_cache(): what stands in front of the keys, made anew for each batch; see NullKey.
+    """
+    positions = Rotary(32) if positions is None else positions
+    model = TransformerLM(TransformerConfig(N_TOKENS, 32, 1, 1, 0), positions=positions).double()
+    rng = np.random.default_rng(seed)
+
+    def loss(model, ids):
+        caches = [make_cache()] if make_cache else None
+        return F.cross_entropy(model(ids[:, :-1], caches=caches).mT, ids[:, 1:])
+
+    texts = (torch.from_numpy(copying_texts(rng, 32, 32)) for _ in range(steps))
+    training.fit(training.initialise(model, seed), texts, loss, steps, lr=1e-2)
+    return model
+
+
+@torch.no_grad()
+def look_at_sink(model, make_cache=None):
+    """What a copier does with token 0, on 64 new texts. Returns a dictionary of numbers.
+
+    mass: weight on token 0 from tokens that are no triggers, mass_trigger: from triggers, null: on the null key;
+    value_ratio: length of token 0's value over the others'; loss, and evicted: the loss without token 0.
+    """
+    ids = torch.from_numpy(copying_texts(np.random.default_rng(9), 64, 32))
+    with record(model, ("weights",)) as seen:
+        logits = model(ids[:, :-1], caches=[make_cache()] if make_cache else None)
+    weights, extra = seen["blocks.0.attention.weights"][:, 0], int(make_cache is not None)
+    may_attend = torch.arange(31 + extra) != extra                     # all but token 0
+    without = model(ids[:, :-1], mask=may_attend, caches=[make_cache()] if make_cache else None)
+    trigger, late = is_trigger(ids[:, :-1]), torch.arange(31) >= 4
+    values = (model.blocks[0].norm_1(model.embedding(ids[:, :-1])) @ model.blocks[0].attention.w_v).norm(dim=-1)
+    return {
+        "mass": weights[..., extra][~trigger & late].mean().item(),
+        "mass_trigger": weights[..., extra][trigger & late].mean().item(),
+        "null": weights[..., 0][~trigger & late].mean().item() if extra else 0.0,
+        "value_ratio": (values[:, 0].mean() / values[:, 1:].mean()).item(),
+        "loss": F.cross_entropy(logits.mT[..., 1:], ids[:, 2:]).item(),
+        "evicted": F.cross_entropy(without.mT[..., 1:], ids[:, 2:]).item(),
+    }
+
+
+class NullKey:
+    """A cache that only puts a key of zeros with a value of zeros in front: softmax with 1 added to its denominator."""
+
+    length = 0
+
+    def update(self, k, v):
+        return F.pad(k, (0, 0, 1, 0)), F.pad(v, (0, 0, 1, 0))
+
+class LearnedSink(Rotary):
+    """RoPE, and a learned score for each head on the first key: with a NullKey, the sink of GPT-OSS."""
+
+    def __init__(self, d_head, n_heads):
+        super().__init__(d_head)
+        self.sink = torch.nn.Parameter(torch.zeros(n_heads))
+
+    def bias(self, n_queries, n_keys):
+        return F.pad(self.sink[:, None, None].expand(-1, n_queries, 1), (0, n_keys - 1))
+
+
+class SinkKVCache:
+    """The first `n_sinks` tokens of one layer and the most recent ones, `capacity` in all (StreamingLLM, 2309.17453).
+
+    frequencies: those of RoPE, to turn keys to their places inside the cache; without them keys keep their positions in
+    the text. capacity > n_sinks, else ValueError.
+    """
+
+    def __init__(self, capacity, n_sinks=4, frequencies=None):
+        if not 0 <= n_sinks < capacity:
+            raise ValueError(f"n_sinks must lie between 0 and capacity - 1, got {n_sinks} and capacity {capacity}")
+        self.capacity, self.n_sinks, self.frequencies = capacity, n_sinks, frequencies
+        self.k = self.v = None
+        self.seen = 0
+
+    @property
+    def length(self):
+        """The position of the next token."""
+        return self.seen if self.frequencies is None else min(self.seen, self.capacity - 1)
+
+    def update(self, k, v):
+        """Store k and v (batch, n_heads, n_new, d_head), and return what is kept. More than one token only while there is
+        room, else ValueError."""
+        held, n_new = min(self.seen, self.capacity), k.shape[2]
+        if n_new > 1 and held + n_new > self.capacity:
+            raise ValueError(f"a cache of {self.capacity} with {held} tokens takes one at a time, got {n_new}")
+        self.seen += n_new
+        if held:
+            old_k, old_v = (self._drop_oldest() if held == self.capacity else (self.k, self.v))
+            k, v = torch.cat([old_k, k], dim=2), torch.cat([old_v, v], dim=2)
+        self.k, self.v = k, v
+        return k, v
+
+    def _drop_oldest(self):
+        """Keys and values without the first token behind the sinks, those behind it moved up by one."""
+        first, moved = self.k[:, :, :self.n_sinks], self.k[:, :, self.n_sinks + 1:]
+        if self.frequencies is not None:
+            moved = apply_rope_torch(moved, torch.full((moved.shape[2],), -1), self.frequencies)
+        values = torch.cat([self.v[:, :, :self.n_sinks], self.v[:, :, self.n_sinks + 1:]], dim=2)
+        return torch.cat([first, moved], dim=2), values
+
+
+def check_budget(weights, budget):
+    """Raise ValueError, in one sentence, unless weights are (..., n_queries, n_keys) and budget a count."""
+    if weights.ndim < 2 or weights.shape[-1] < weights.shape[-2]:
+        raise ValueError(f"weights must be (..., n_queries, n_keys) with n_keys >= n_queries, got shape {weights.shape}")
+    if budget < 0:
+        raise ValueError(f"budget must be a number of keys, got {budget}")
+
+def mark_largest(scores, budget):
+    """Boolean, True at the `budget` largest scores of each row (..., n_keys); of equal ones the first."""
+    best = np.argsort(-scores, axis=-1, kind="stable")[..., :budget]
+    keep = np.zeros(scores.shape, dtype=bool)
+    np.put_along_axis(keep, best, True, axis=-1)
+    return keep
+
+def keep_window(weights, budget):
+    """The `budget` most recent keys. weights (..., n_queries, n_keys); returns boolean (..., n_keys), True = kept."""
+    check_budget(weights, budget)
+    recency = np.arange(weights.shape[-1], dtype=float)
+    return mark_largest(np.broadcast_to(recency, weights[..., 0, :].shape), budget)
+
+def keep_sinks(weights, budget, n_sinks=4):
+    """The first n_sinks keys and the most recent ones, as StreamingLLM (arXiv 2309.17453). Shapes as keep_window."""
+    check_budget(weights, budget)
+    scores = np.arange(weights.shape[-1], dtype=float)
+    scores[:n_sinks] = np.inf
+    return mark_largest(np.broadcast_to(scores, weights[..., 0, :].shape), budget)
+
+def keep_random(weights, budget, seed=0):
+    """Any `budget` keys, drawn for each row: what a policy has to beat. Shapes as keep_window."""
+    check_budget(weights, budget)
+    return mark_largest(np.random.default_rng(seed).random(weights[..., 0, :].shape), budget)
+
+
+def keep_heavy(weights, budget, fair=False):
+    """Half heavy hitters, half recent keys. weights (..., n_queries, n_keys), causal; returns boolean (..., n_keys).
+
+    With fair, weights count relative to an even share, and a key's sum is divided by the queries that could see it.
+    Source: Zhang et al. 2023 (arXiv 2306.14048), decided once, at the end of the prompt.
+    """
+    check_budget(weights, budget)
+    n_queries, n_keys = weights.shape[-2:]
+    scores = weights.sum(-2)
+    if fair:
+        visible = np.arange(n_keys - n_queries, n_keys) + 1
+        seen_by = np.minimum(n_queries, n_keys - np.arange(n_keys))
+        scores = (weights * visible[:, None]).sum(-2) / seen_by
+    recent = budget - budget // 2
+    scores[..., max(n_keys - recent, 0):] = np.inf
+    return mark_largest(scores, budget)
+
+
+def keep_voted(weights, budget, n_voters=8, width=1):
+    """The keys that the last n_voters queries looked at most, and those of the voters. Shapes as keep_window.
+
+    width: an odd number of neighbouring keys; each gets the largest vote among them.
+    Source: Li et al. 2024 (SnapKV, arXiv 2404.14469).
+    """
+    check_budget(weights, budget)
+    if width < 1 or width % 2 == 0:
+        raise ValueError(f"width must be odd, got {width}")
+    votes = weights[..., -n_voters:, :].sum(-2)
+    padded = np.pad(votes, [(0, 0)] * (votes.ndim - 1) + [(width // 2, width // 2)])
+    votes = np.lib.stride_tricks.sliding_window_view(padded, width, axis=-1).max(-1)
+    n_keys = votes.shape[-1]
+    last = np.arange(n_keys) >= n_keys - n_voters
+    return mark_largest(np.where(last, np.inf, votes), budget)
+
+def evict(cache, keep, room):
+    """A KVCache of the kept keys and values of a KVCache, with room for that many tokens more.
+
+    keep boolean (batch, n_heads, length), as many True in each row, else ValueError. The new cache counts what it holds:
+    a model with positions must be told them.
+    """
+    counts = keep.sum(-1)
+    if keep.shape != (*cache.k.shape[:2], cache.length) or (counts != counts.flat[0]).any():
+        raise ValueError(f"keep must be {(*cache.k.shape[:2], cache.length)} with as many True in each row, "
+                         f"got shape {keep.shape} with {counts.min()} to {counts.max()}")
+    (batch, n_heads, _, d_head), kept = cache.k.shape, torch.from_numpy(keep)
+    smaller = KVCache(batch, n_heads, int(counts.flat[0]) + room, d_head, cache.k.dtype)
+    smaller.update(*(t[:, :, :cache.length][kept].view(batch, n_heads, -1, d_head) for t in (cache.k, cache.v)))
+    return smaller
+
+
+N_NAMES, N_NUMBERS = 32, 16
+
+class Facts(torch.nn.Module):
+    """Embeds tokens (N_NUMBERS + 1) * name + number, with number 0 for a question, as name plus number."""
+
+    def __init__(self, d_model):
+        super().__init__()
+        self.names, self.numbers = torch.nn.Embedding(N_NAMES, d_model), torch.nn.Embedding(N_NUMBERS + 1, d_model)
+
+    def forward(self, ids):
+        return self.names(ids // (N_NUMBERS + 1)) + self.numbers(ids % (N_NUMBERS + 1))
+
+def facts_and_questions(rng, asked):
+    """All names in any order with a number each, then the names asked (batch, n). Returns ids and answers, tensors."""
+    names = rng.permuted(np.tile(np.arange(N_NAMES), (len(asked), 1)), axis=1)
+    numbers = rng.integers(N_NUMBERS, size=(len(asked), N_NAMES))                  # by name
+    facts = names * (N_NUMBERS + 1) + 1 + np.take_along_axis(numbers, names, axis=1)
+    ids = np.concatenate([facts, asked * (N_NUMBERS + 1)], axis=1)
+    return torch.from_numpy(ids), torch.from_numpy(np.take_along_axis(numbers, asked, axis=1))
+
+def train_clerk(seed, steps=120):
+    """A model that answers facts_and_questions: one layer, one head, no positions."""
+    model = TransformerLM(TransformerConfig(N_NAMES * (N_NUMBERS + 1), 32, 1, 1, 0))
+    model.embedding = Facts(32)
+    rng = np.random.default_rng(seed)
+    batches = (facts_and_questions(rng, rng.integers(N_NAMES, size=(32, 16))) for _ in range(steps))
+
+    def loss(model, batch):
+        return F.cross_entropy(model(batch[0])[:, N_NAMES:, :N_NUMBERS].mT, batch[1])
+
+    training.fit(training.initialise(model.double(), seed), batches, loss, steps, lr=1e-2)
+    return model
+
+
+def round_to_levels(x, bits, per):
+    """x (..., n_tokens, d_head) rounded to 2**bits even levels between the extremes of each channel or token.
+
+    per "channel" or "token", else ValueError. Returns floats of x's shape.
+    """
+    if per not in ("channel", "token"):
+        raise ValueError(f'per must be "channel" or "token", got {per!r}')
+    axis = -2 if per == "channel" else -1
+    low, high = x.min(axis, keepdims=True), x.max(axis, keepdims=True)
+    step = (high - low) / (2**bits - 1)
+    safe = np.where(step == 0, 1, step)
+    return np.round((x - low) / safe) * step + low
 
 
 def quantize(x, bits, axis):
@@ -261,6 +693,7 @@ def unpack(packed, bits):
     """The inverse of pack."""
     shifts = torch.arange(8 // bits) * bits
     return (packed[..., None].to(torch.int32) >> shifts & (2**bits - 1)).to(torch.uint8).flatten(-2)
+
 
 class QuantizedKVCache:
     """Keys and values of one layer in `bits` bits, the last tokens (fewer than `group`) in full precision.
@@ -300,33 +733,228 @@ class QuantizedKVCache:
         return tuple(found)
 
 
-def sample(logits, temperature, top_k, rng):
-    """Next tokens (batch,) from logits (batch, vocab_size); temperature 0 takes the largest."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    logits = logits / temperature
-    if top_k is not None:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -math.inf)
-    draws = torch.from_numpy(rng.random(len(logits))).to(logits.dtype)
-    cumulative = torch.softmax(logits, -1).cumsum(-1)
-    return (cumulative < draws[:, None] * cumulative[:, -1:]).sum(-1)
+def plant_outliers(model, factor=20.0):
+    """A copy of a TransformerLM with Rotary that computes the same, with keys of a few large channels.
 
-@torch.no_grad()
-def generate(model, ids, n_new, caches=None, temperature=0.0, top_k=None, seed=0):
-    """Continue each row of ids by n_new tokens. ids integers (batch, n), all of one length. Returns (batch, n + n_new).
-
-    caches: one for each layer, empty, with length and update(k, v); without them the whole text is read again for each
-    token. temperature 0 is greedy; otherwise tokens are drawn, from the top_k likeliest if given, by numpy's
-    default_rng(seed). ValueError for an empty prompt, a negative n_new or temperature, or a top_k below 1.
+    In each head the last pair of channels is `factor` times as large in the keys, and as much smaller in the queries.
     """
-    if ids.ndim != 2 or ids.shape[1] == 0:
-        raise ValueError(f"ids must be (batch, n) with at least one token, got shape {tuple(ids.shape)}")
-    if n_new < 0 or temperature < 0 or (top_k is not None and top_k < 1):
-        raise ValueError(f"n_new and temperature must not be negative and top_k at least 1, got {n_new}, {temperature}, {top_k}")
-    rng = np.random.default_rng(seed)
-    unread = ids
-    for _ in range(n_new):
-        logits = model(unread, caches=caches)[:, -1] if caches is not None else model(ids)[:, -1]
-        unread = sample(logits, temperature, top_k, rng)[:, None]
-        ids = torch.cat([ids, unread], dim=1)
-    return ids
+    other, half = copy.deepcopy(model), model.config.d_head // 2
+    columns = [head * 2 * half + i for head in range(model.config.n_heads) for i in (half - 1, 2 * half - 1)]
+    with torch.no_grad():
+        for block in other.blocks:
+            block.attention.w_k[:, columns] *= factor
+            block.attention.w_q[:, columns] /= factor
+    return other
+
+
+def values_from_keys(k, w_k, w_v):
+    """Slim attention: the values x @ w_v of tokens whose keys, before RoPE, are k = x @ w_k. NumPy.
+
+    k (..., d_model), all heads side by side; w_k square, else ValueError; w_v (d_model, d_out). Exact as far as w_k is
+    well conditioned. Source: arXiv 2503.05840.
+    """
+    if w_k.shape[0] != w_k.shape[1]:
+        raise ValueError(f"w_k must be square to be inverted, got shape {w_k.shape}: grouped heads cannot be slim")
+    return k @ np.linalg.solve(w_k, w_v)
+
+
+WARP = r"""
+__device__ float warp_max(float x) {
+  for (int o = 16; o > 0; o /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, o));
+  return x;
+}
+__device__ float warp_sum(float x) {
+  for (int o = 16; o > 0; o /= 2) x += __shfl_xor_sync(0xffffffff, x, o);
+  return x;
+}
+"""
+
+
+MERGE_SPLITS = WARP + r"""
+__global__ void merge_splits(const float* outs, const double* lses, float* out, int n_splits, int d) {
+  extern __shared__ float share[];
+  size_t row = blockIdx.x;
+  int lane = threadIdx.x;
+  outs += row * n_splits * d, lses += row * n_splits, out += row * d;
+
+  // the share of each split
+  float top = -INFINITY, total = 0.0f;
+  for (int s = lane; s < n_splits; s += 32) top = fmaxf(top, lses[s]);
+  top = warp_max(top);
+  if (top == -INFINITY) top = 0.0f;                     // no keys at all: every share is exp(-inf) = 0
+  for (int s = lane; s < n_splits; s += 32) {
+    share[s] = expf(lses[s] - top);                     // subtracted in double, then rounded
+    total += share[s];
+  }
+  total = warp_sum(total);
+  if (total == 0.0f) total = 1.0f;
+  __syncwarp();                                         // all shares are there
+
+  // accumulate
+  for (int c = lane; c < d; c += 32) {
+    float sum = 0.0f;
+    for (int s = 0; s < n_splits; ++s)
+      if (share[s] != 0.0f) sum += share[s] * outs[(size_t)s * d + c];
+    out[c] = sum / total;
+  }
+}
+"""
+
+
+ATTEND_SPLIT = WARP + r"""
+#define SPLIT 128                                       // keys of a split
+template <typename Address>                             // address(j): where key j begins in k, and value j in v
+__device__ void attend_split(const float* q, const float* k, const float* v, float* out, double* lse,
+                             int length, int d, float scale, Address address) {
+  extern __shared__ float q_row[];                      // the query, then what is summed so far: d floats each
+  float *sum = q_row + d, maximum = -INFINITY, total = 0.0f;
+  int lane = threadIdx.x, begin = blockIdx.y * SPLIT, end = min(begin + SPLIT, length);
+  if (begin >= end && lane == 0) *lse = -INFINITY;      // no keys here: the merge will not look at out
+  if (begin >= end) return;
+
+  // load
+  for (int c = lane; c < d; c += 32) q_row[c] = scale * q[c], sum[c] = 0.0f;
+
+  for (int first = begin; first < end; first += 32) {
+    int n = min(32, end - first);
+    size_t mine = lane < n ? address(first + lane) : 0;         // each lane looks up one key
+    float score = -INFINITY;
+
+    // score: all lanes work on one key, lane t keeps the score of key t
+    for (int t = 0; t < n; ++t) {
+      const float* key = k + __shfl_sync(0xffffffff, mine, t);
+      float s = 0.0f;
+      for (int c = lane; c < d; c += 32) s += q_row[c] * key[c];
+      s = warp_sum(s);
+      if (lane == t) score = s;
+    }
+
+    // rescale
+    float larger = fmaxf(maximum, warp_max(score)), top = larger == -INFINITY ? 0.0f : larger;
+    float weight = expf(score - top), shrink = expf(maximum - top);
+    total = total * shrink + warp_sum(weight), maximum = larger;
+    for (int c = lane; c < d; c += 32) sum[c] *= shrink;
+
+    // accumulate
+    for (int t = 0; t < n; ++t) {
+      const float* value = v + __shfl_sync(0xffffffff, mine, t);
+      float w = __shfl_sync(0xffffffff, weight, t);
+      for (int c = lane; c < d; c += 32) sum[c] += w * value[c];
+    }
+  }
+
+  // write
+  for (int c = lane; c < d; c += 32) out[c] = sum[c] / (total == 0.0f ? 1.0f : total);
+  if (lane == 0) *lse = (double)maximum + logf(total);
+}
+"""
+
+
+DECODE_SPLIT = ATTEND_SPLIT + r"""
+__global__ void decode_split(const float* q, const float* k, const float* v, const int* lengths, float* outs,
+                             double* lses, int capacity, int heads, int d, float scale) {
+  size_t row = blockIdx.x, split = row * gridDim.y + blockIdx.y;            // (batch, heads) and their splits
+  attend_split(q + row * d, k, v, outs + split * d, lses + split, lengths[row / heads], d, scale,
+               [=](int j) { return (row * capacity + j) * d; });
+}
+"""
+
+
+SPLIT = 128                                                 # keys of a split, as in ATTEND_SPLIT
+
+def as_singles(*arrays):
+    """Arrays or tensors as contiguous float32 tensors, where they lie; copied only where they are not that already."""
+    tensors = (a if isinstance(a, torch.Tensor) else torch.from_numpy(np.require(a, np.float32, "CW")) for a in arrays)
+    return [t.detach().float().contiguous() for t in tensors]
+
+
+@functools.cache
+def merge_kernel():
+    """Compiled on first use."""
+    return cuda.compile(MERGE_SPLITS)
+
+@functools.cache
+def decode_kernel():
+    """Compiled on first use."""
+    return cuda.compile(DECODE_SPLIT)
+
+def in_splits(kernel, q, k, v, lengths, scale, *where):
+    """Run a kernel on all splits, then the merge. where: the arguments with which the kernel finds a key.
+
+    Returns the output in the kind and float type of q.
+    """
+    lengths, (batch, heads, d) = on_host(lengths).astype(np.int32), q.shape
+    rows, n_splits = batch * heads, -(-int(lengths.max(initial=0)) // SPLIT)
+    q_single, k, v = as_singles(q, k, v)
+    out = torch.zeros_like(q_single)
+    if out.numel() and n_splits:
+        scale = 1 / math.sqrt(d) if scale is None else float(scale)
+        outs, lses = out.new_empty(rows, n_splits, d), out.new_empty(rows, n_splits, dtype=torch.float64)
+        lengths, *where = (torch.from_numpy(a).to(out.device) if isinstance(a, np.ndarray) else a
+                           for a in (lengths, *where))
+        kernel.fast[(rows, n_splits), 32, 8 * d](q_single, k, v, lengths, outs, lses, *where, heads, d, scale)
+        merge_kernel().fast[rows, 32, 4 * n_splits](outs, lses, out, n_splits, d)
+    if isinstance(q, torch.Tensor):
+        return out.to(q.dtype if q.is_floating_point() else torch.float64)
+    return out.numpy().astype(q.dtype if q.dtype.kind == "f" else np.float64)
+
+def decode_attention_cuda(q, k_cache, v_cache, lengths, scale=None):
+    """decode_attention_numpy by two CUDA kernels, on splits of 128 keys. Same arguments, shapes and errors.
+
+    NumPy arrays and CPU tensors run on the CPU, CUDA tensors on the GPU; lengths may lie anywhere. Computed in single
+    precision, returned in the kind and type of q. Not differentiable. A row's result does not depend on the other rows.
+    d_head up to 6,000 and 1.5 million keys with 48 KB of shared memory. Source: Flash-Decoding (Dao et al. 2023).
+    """
+    check_cache_shape(q, k_cache)
+    check_decode_arguments(q, k_cache, v_cache, lengths, k_cache.shape[2])
+    return in_splits(decode_kernel(), q, k_cache, v_cache, lengths, scale, k_cache.shape[2])
+
+
+KEY_OFFSET = r"""
+__device__ size_t key_offset(const int* block_table, int columns, int b, int h, int j,
+                             int page_size, int heads, int d) {
+  size_t page = block_table[(size_t)b * columns + j / page_size];
+  return ((page * page_size + j % page_size) * heads + h) * d;
+}
+"""
+
+
+PAGED_SPLIT = ATTEND_SPLIT + KEY_OFFSET + r"""
+__global__ void paged_split(const float* q, const float* k, const float* v, const int* lengths, float* outs,
+                            double* lses, const int* block_table, int columns, int page_size, int heads, int d,
+                            float scale) {
+  size_t row = blockIdx.x, split = row * gridDim.y + blockIdx.y;
+  int b = row / heads, h = row % heads;
+  attend_split(q + row * d, k, v, outs + split * d, lses + split, lengths[b], d, scale,
+               [=](int j) { return key_offset(block_table, columns, b, h, j, page_size, heads, d); });
+}
+"""
+
+
+def check_paged_arguments(q, k_pages, v_pages, table, lengths):
+    """Raise ValueError, in one sentence, unless pages fit q, and the table names those that the lengths need."""
+    if len(k_pages.shape) != 4 or len(q.shape) == 3 and k_pages.shape[2] != q.shape[1]:
+        raise ValueError(f"pages must be (n_pages, page_size, heads, d_head) with heads and d_head of q, "
+                         f"{tuple(q.shape[1:])}, got shape {tuple(k_pages.shape)}")
+    if table.ndim != 2 or len(q.shape) == 3 and len(table) != len(q):
+        raise ValueError(f"block_table must be ({len(q)}, columns), got shape {table.shape}")
+    n_pages, page_size = k_pages.shape[:2]
+    check_decode_arguments(q, k_pages, v_pages, lengths, table.shape[1] * page_size)
+    used = np.arange(table.shape[1]) < -(-on_host(lengths)[:, None] // page_size)
+    if (table[used] < 0).any() or (table[used] >= n_pages).any():
+        raise ValueError(f"block_table must name pages 0 to {n_pages - 1}, got {table.tolist()}")
+
+@functools.cache
+def paged_kernel():
+    """Compiled on first use."""
+    return cuda.compile(PAGED_SPLIT)
+
+def paged_decode_attention_cuda(q, k_pages, v_pages, block_table, lengths, scale=None):
+    """paged_decode_attention_numpy by two CUDA kernels: no page is copied. Same arguments, shapes and errors.
+
+    Arrays, tensors, types and limits as in decode_attention_cuda; block_table may lie anywhere. Entries behind a row's
+    last page are not read.
+    """
+    table = on_host(block_table).astype(np.int32)
+    check_paged_arguments(q, k_pages, v_pages, table, lengths)
+    return in_splits(paged_kernel(), q, k_pages, v_pages, lengths, scale, table, table.shape[1], k_pages.shape[1])
