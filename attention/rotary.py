@@ -153,7 +153,7 @@ def interleaved_to_half_split(w, n_heads):
     not make n_heads heads of even size.
     """
     if n_heads < 1 or w.shape[-1] % (2 * n_heads):
-        raise ValueError(f"w must have an even number of columns for each of {n_heads} heads, got {w.shape[-1]} columns")
+        raise ValueError(f"w must have an even number of columns for each of {n_heads} heads, got {w.shape[-1]}")
     pairs = w.reshape(len(w), n_heads, -1, 2)
     return pairs.swapaxes(-1, -2).reshape(w.shape)
 
@@ -212,16 +212,19 @@ def keep_by_turns(frequencies, length, slow, fast):
     return np.clip((turns - slow) / (fast - slow), 0, 1)
 
 
-def yarn_keep(d_rot, base, length, beta_slow=1.0, beta_fast=32.0):
+def yarn_keep(d_rot, base, length, beta_slow=1.0, beta_fast=32.0, truncate=True):
     """How much of its own frequency each pair keeps in published YaRN models: (d_rot / 2,) float64.
 
     As keep_by_turns, but linear in the number of the pair, between the pairs that make beta_fast and beta_slow turns,
-    rounded outwards to whole pairs. Source: the code of Peng et al. 2023 (arXiv 2309.00071).
+    with truncate rounded outwards to whole pairs. Source: the code of Peng et al. 2023 (arXiv 2309.00071).
     """
     def pair_with(turns):
         return d_rot * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base))
 
-    low, high = max(math.floor(pair_with(beta_fast)), 0), min(math.ceil(pair_with(beta_slow)), d_rot - 1)
+    low, high = pair_with(beta_fast), pair_with(beta_slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, d_rot - 1)
     return 1 - np.clip((np.arange(d_rot // 2) - low) / max(high - low, 1e-3), 0, 1)
 
 def yarn_attention_factor(scaling):
@@ -240,9 +243,13 @@ NEEDED = {"default": [], "linear": ["factor"], "dynamic": ["factor", "original_m
           "yarn": ["factor", "original_max_position_embeddings"],
           "llama3": ["factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"]}
 
+def rope_type(scaling):
+    """Which scaling it is; older models have the key `type`."""
+    return scaling.get("rope_type", scaling.get("type", "default"))
+
 def check_scaling(scaling):
     """Raise ValueError, in one sentence, unless a scaling has a known rope_type and what that needs."""
-    kind = scaling.get("rope_type", "default")
+    kind = rope_type(scaling)
     if kind not in NEEDED:
         raise ValueError(f"rope_type must be one of {', '.join(NEEDED)}, got {kind!r}")
     missing = [key for key in NEEDED[kind] if scaling.get(key) is None]
@@ -270,7 +277,7 @@ def rope_frequencies(d_head, base=10000.0, scaling=None):
         raise ValueError(f"the rotated part of d_head must be even and at least 2, got {d_rot} of {d_head}")
     factor, length = scaling.get("factor", 1.0), scaling.get("original_max_position_embeddings")
     keep, attention_scale = 1.0, 1.0
-    kind = scaling.get("rope_type", "default")
+    kind = rope_type(scaling)
     frequencies = base ** (-np.arange(0, d_rot, 2) / d_rot)
     match kind:
         case "dynamic":
@@ -281,7 +288,8 @@ def rope_frequencies(d_head, base=10000.0, scaling=None):
         case "llama3":
             keep = keep_by_turns(frequencies, length, scaling["low_freq_factor"], scaling["high_freq_factor"])
         case "yarn":
-            keep = yarn_keep(d_rot, base, length, scaling.get("beta_slow") or 1, scaling.get("beta_fast") or 32)
+            keep = yarn_keep(d_rot, base, length, scaling.get("beta_slow") or 1, scaling.get("beta_fast") or 32,
+                             scaling.get("truncate", True))
             attention_scale = yarn_attention_factor(scaling)
     return frequencies * (keep + (1 - keep) / factor), attention_scale
 
@@ -301,7 +309,7 @@ class Rotary(Positions):
 
     def rotate(self, x, positions):
         frequencies = self.frequencies
-        if self.scaling.get("rope_type") == "dynamic" and positions.numel():
+        if rope_type(self.scaling) == "dynamic" and positions.numel():
             longest = self.scaling | {"seq_len": int(positions.max()) + 1}
             frequencies, _ = rope_frequencies(self.d_head, self.base, longest)
         return apply_rope_torch(x, positions, frequencies, self.attention_scale, self.interleaved)

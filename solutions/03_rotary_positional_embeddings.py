@@ -11,10 +11,11 @@
 # %% [markdown]
 # # Lecture 03 · Rotary positional embeddings
 #
-# **Where we are.** You have attention with many heads and a small language model (lectures 01 and 02). **The question:**
-# attention compares every token with every other, and nothing in it says which came first. How does order get in, and
-# what happens at a position that no training text ever reached? **What you build:** five ways to tell positions, and
-# one of them three times, in NumPy, PyTorch and CUDA: RoPE, the rotation that nearly every open model uses today.
+# **Where we are.** You have attention with many heads and a small language model (lectures 01 and 02). **The
+# question:** attention compares every token with every other, and nothing in it says which came first. How does order
+# get in, and what happens at a position that no training text ever reached? **What you build:** five ways to tell
+# positions, and one of them three times, in NumPy, PyTorch and CUDA: RoPE, the rotation that nearly every open model
+# uses today.
 #
 # | part | sections | minutes |
 # |---|---|---|
@@ -35,8 +36,8 @@
 # - *Hour 1.* Shuffled words (5) · causal without positions, one layer and two (5) · the table of the three places and
 #   the shift test (10) · ALiBi's slopes on paper (5) · 3.2: two vectors in the plane by hand, then in complex numbers
 #   (12) · the clocks (5) · norm and distance up to 100,000 (5).
-# - *Hour 2.* 3.3: the wrong pairing, and the permutation that mends it (10) · positions with a cache (6) · 3.4: predict,
-#   then the five curves (12) · 3.5: which clocks have come round (6), the six curves (8) · traps: length
+# - *Hour 2.* 3.3: the wrong pairing, and the permutation that mends it (10) · positions with a cache (6) · 3.4:
+#   predict, then the five curves (12) · 3.5: which clocks have come round (6), the six curves (8) · traps: length
 #   generalisation, uniform attention (8).
 # - *At home.* 3.1 and 3.2 after hour 1, 3.3 and 3.5 after hour 2; 3.4 and 3.6 for volunteers, 3.7 and 3.8 with the CUDA
 #   part.
@@ -89,7 +90,7 @@ order = [3, 1, 5, 0, 4, 2]
 
 with torch.no_grad():
     straight, shuffled = layer(x), layer(x[:, order])
-print("the outputs, shuffled in the same way, agree to 1e-12:", torch.allclose(straight[:, order], shuffled, atol=1e-12))
+print("the outputs, shuffled in the same way, agree:", torch.allclose(straight[:, order], shuffled, atol=1e-12))
 
 # %% [markdown]
 # None. Each token gets the output it had before, at its new place: $f(Px) = P f(x)$ for every permutation $P$. The name
@@ -108,10 +109,10 @@ for n_layers in (1, 2):
     print(f"{n_layers} layer(s): the prediction after the last token changes: {bool(change > 1e-10)}")
 
 # %% [markdown]
-# With one layer the last token still sees a bag. With two it does not: in the first layer, token 3 saw three tokens and
-# token 7 saw seven, so what they hand to the second layer depends on their place. The causal mask alone lets a deep
-# model learn something about order. Such models are called **NoPE**, and one will run in section 3.4 (Haviv et al. 2022,
-# arXiv 2203.16634; Kazemnejad et al. 2023, 2305.19466). Most models are told more.
+# With one layer the last token still sees a bag. With two it does not: in the first layer, token 3 saw three tokens
+# and token 7 saw seven, so what they hand to the second layer depends on their place. The causal mask alone lets a
+# deep model learn something about order. Such models are called **NoPE**, and one will run in section 3.4 (Haviv et
+# al. 2022, arXiv 2203.16634; Kazemnejad et al. 2023, 2305.19466). Most models are told more.
 
 # %% [markdown]
 # ### 3.1 Absolute and relative positions
@@ -168,8 +169,8 @@ class Sinusoidal(Positions):
 table = sinusoidal_positions(np.arange(100), 32)
 plotting.matrix(table.T, title="Sinusoidal positions: fast clocks on top, slow ones below",
                 xlabel="position", ylabel="column")
-plotting.show("Heat map of 32 columns by 100 positions: stripes in the upper rows, ever wider towards the bottom, where "
-              "the rows hardly change.")
+plotting.show("Heat map of 32 columns by 100 positions: stripes in the upper rows, ever wider towards the bottom, "
+              "where the rows hardly change.")
 
 # %% [markdown]
 # The authors hoped that a model could learn to look at relative positions, because moving by $k$ places is a linear map
@@ -186,8 +187,9 @@ print("position p, turned, is position p + 7, to 1e-12:", np.allclose(turned[:-k
 # %% [markdown]
 # #### The second door: a number for each distance
 #
-# **T5** adds a trained number to each score, one for each head and each *bucket* of distances (Raffel et al. 2019, arXiv
-# 1910.10683, section 2.1). Near distances have a bucket each, far ones share, and beyond `max_distance` all are one.
+# **T5** adds a trained number to each score, one for each head and each *bucket* of distances (Raffel et al. 2019,
+# arXiv 1910.10683, section 2.1). Near distances have a bucket each, far ones share, and beyond `max_distance` all are
+# one.
 
 # %% tags=["export"]
 def relative_positions(n_queries, n_keys):
@@ -292,9 +294,9 @@ print("8 heads: ", alibi_slopes(8))
 print("12 heads:", alibi_slopes(12).round(4))
 weights = softmax(np.where(causal_mask(24), ALiBi(8).bias(24, 24).numpy(), -np.inf))       # equal scores, ALiBi only
 plotting.heads(weights[[0, 2, 5, 7]], names=["slope 1/2", "slope 1/8", "slope 1/64", "slope 1/256"],
-               title="ALiBi on equal scores: the steep heads see two tokens, the flat ones all")
-plotting.show("Four heat maps of causal attention weights: a narrow diagonal for slope 1/2, wider for 1/8, and nearly even "
-              "rows for slope 1/64 and 1/256.")
+               title="ALiBi on equal scores: the steep head sees its neighbours, the flat one everything")
+plotting.show("Four heat maps of causal attention weights: a narrow diagonal for slope 1/2, a wide one for 1/8, and "
+              "nearly even rows for slopes 1/64 and 1/256.")
 
 # %% [markdown]
 # #### The shift test
@@ -406,8 +408,8 @@ for ax, i in zip(axes, (0, 1, 2, 4)):
     ax.plot(hands, np.ones(9), "o", color="#D55E00", markersize=5, linestyle="none")
     ax.set(title=f"pair {i}", xticklabels=[], yticklabels=[], ylim=(0, 1.1))
 figure.suptitle("Nine tokens on four clocks: the fast hand comes round, the slow ones hardly move", x=0.01, ha="left")
-plotting.show("Four clock faces with nine hands each: pair 0 goes round the whole face, pair 1 covers less than half of "
-              "it, pair 2 an eighth, pair 4 a sliver.")
+plotting.show("Four clock faces with nine hands each: pair 0 goes round the whole face, pair 1 covers less than half "
+              "of it, pair 2 an eighth, pair 4 a sliver.")
 
 # %% [markdown]
 # #### Loop, then vectorised
@@ -448,9 +450,9 @@ print("query at 1000, first columns:", np.array([z[4, 0].real, z[4, 0].imag, z[4
 assert np.allclose(z.real, vectorised[:, 0::2], atol=1e-12)
 
 # %% [markdown]
-# Now packaged, for every shape and both habits. Some models pair neighbouring columns $(2i, 2i+1)$, as the paper does:
-# **interleaved**. Others pair column $i$ with column $i + d/2$: **half-split** (Llama in transformers, GPT-NeoX). Section
-# 3.3 says what happens when they meet.
+# Now packaged, for every shape and both habits. Some models pair neighbouring columns $(2i, 2i+1)$, as the paper
+# does: **interleaved**. Others pair column $i$ with column $i + d/2$: **half-split** (Llama in transformers,
+# GPT-NeoX). Section 3.3 says what happens when they meet.
 
 # %% tags=["export"]
 def check_rope(x, positions, frequencies):
@@ -528,8 +530,8 @@ assert np.allclose(packaged, looped, atol=1e-12)
 # %% [markdown]
 # #### Two properties, up to position 100,000
 #
-# *Norm:* a rotation keeps lengths. *Relative:* $\langle R_m q, R_n k \rangle$ depends on $m - n$ only. Both asserted, for
-# both pairings, for random vectors and for starts up to $10^5$.
+# *Norm:* a rotation keeps lengths. *Relative:* $\langle R_m q, R_n k \rangle$ depends on $m - n$ only. Both asserted,
+# for both pairings, for random vectors and for starts up to $10^5$.
 
 # %%
 draw = np.random.default_rng(3)
@@ -560,14 +562,14 @@ for position in (100, 10_000, 100_000):
 print("positions 255 to 260 in bfloat16:", torch.arange(255, 261).bfloat16().int().tolist())
 
 # %% [markdown]
-# At 100,000 a float32 angle is off by about a thousandth, a float32 cosine by $10^{-7}$. Our functions compute angles in
-# float64 and round the cosine; it costs nothing next to the attention. In bfloat16 neighbouring positions become the
-# same number from 256 on, so positions and angles must never be cast with the model.
+# At 100,000 a float32 angle is off by about a thousandth, a float32 cosine by $10^{-7}$. Our functions compute angles
+# in float64 and round the cosine; it costs nothing next to the attention. In bfloat16 neighbouring positions become
+# the same number from 256 on, so positions and angles must never be cast with the model.
 
 # %% [markdown]
 # ### 3.3 Implementation details: pairs, parts and offsets
 #
-# **Two libraries both "have RoPE". What happens when the weights of one run in the other?** The pairing is not written
+# **Two libraries both "have RoPE". What happens when the weights of one run in the other?** The pairing is rarely written
 # in a checkpoint. Here are queries and keys that were made for interleaved pairs, in a function that splits by halves.
 
 # %%
@@ -619,7 +621,7 @@ def interleaved_to_half_split(w, n_heads):
     not make n_heads heads of even size.
     """
     if n_heads < 1 or w.shape[-1] % (2 * n_heads):
-        raise ValueError(f"w must have an even number of columns for each of {n_heads} heads, got {w.shape[-1]} columns")
+        raise ValueError(f"w must have an even number of columns for each of {n_heads} heads, got {w.shape[-1]}")
     ### BEGIN SOLUTION
     pairs = w.reshape(len(w), n_heads, -1, 2)
     return pairs.swapaxes(-1, -2).reshape(w.shape)
@@ -634,8 +636,8 @@ difference = np.abs(intended - rope_scores(*converted, interleaved=False)).max()
 print(f"largest difference after the permutation: {difference:.1f}, to 1e-12: {difference < 1e-12}")
 
 # %% [markdown]
-# And an independent implementation: transformers' function for Llama, which is half-split and wants cosines of the whole
-# width.
+# And an independent implementation: transformers' function for Llama, which is half-split and wants cosines of the
+# whole width.
 
 # %%
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -685,7 +687,8 @@ x = torch.from_numpy(np.random.default_rng(7).standard_normal((1, 10, 32)))
 
 def token_by_token(position_of):
     cache = Cache()
-    return torch.cat([layer(x[:, t:t + 1], causal=True, cache=cache, positions=position_of(t)) for t in range(10)], dim=1)
+    steps = [layer(x[:, t:t + 1], causal=True, cache=cache, positions=position_of(t)) for t in range(10)]
+    return torch.cat(steps, dim=1)
 
 with torch.no_grad():
     whole = layer(x, causal=True)
@@ -825,31 +828,35 @@ def loss_by_place(model):
 # *Predict.* Draw five curves, loss against position, from 0 to 256. Where does each one leave the floor? The learned
 # table has 256 rows, and only the first 64 are ever trained.
 #
-# First RoPE and ALiBi, three seeds each.
+# The relative schemes first, three seeds each.
 
 # %% tags=["slow"]
-readers = {"RoPE": [train_reader(Rotary(sizes.d_head), seed) for seed in range(3)],
-           "ALiBi": [train_reader(ALiBi(sizes.n_heads), seed) for seed in range(3)]}
-losses = {name: np.array([loss_by_place(model) for model in models]) for name, models in readers.items()}
+readers = {"RoPE": [train_reader(Rotary(sizes.d_head), seed) for seed in range(3)]}
+
+# %% tags=["slow"]
+readers["ALiBi"] = [train_reader(ALiBi(sizes.n_heads), seed) for seed in range(3)]
 
 # %% [markdown]
-# Then the two absolute schemes, and none at all.
+# Then the two absolute ones, and none at all.
 
 # %% tags=["slow"]
 readers["sinusoidal"] = [train_reader(Sinusoidal(), seed) for seed in range(3)]
+
+# %% tags=["slow"]
 readers["learned"] = [train_reader(Learned(256, sizes.d_model), seed) for seed in range(3)]
 
 # %% tags=["slow"]
 readers["NoPE"] = [train_reader(None, seed) for seed in range(3)]
-for name in ("sinusoidal", "learned", "NoPE"):
-    losses[name] = np.array([loss_by_place(model) for model in readers[name]])
+
+# %%
+losses = {name: np.array([loss_by_place(model) for model in models]) for name, models in readers.items()}
 
 # %%
 ax = plotting.curves(losses, x=places, xlabel="position in the text (characters)", ylabel="loss (nats per character)",
                      title="RoPE is best within the trained length and worst far beyond it; ALiBi and NoPE stay flat")
 ax.axvline(TRAINED, color="#666666", linewidth=1.2, linestyle=(0, (2, 2)))
-ax.set_ylim(1.6, 3.1)
-ax.legend(ncols=3, loc="upper left")
+ax.set_ylim(1.6, 3.3)
+ax.legend(ncols=3, loc="upper left", title="band: range over 3 seeds", title_fontsize=9, alignment="left")
 plotting.show("Loss against position for five schemes, a grey line at 64: RoPE is lowest before the line and climbs "
               "steeply behind it, sinusoidal and learned jump up at the line, ALiBi and NoPE stay level, NoPE higher.")
 
@@ -857,7 +864,7 @@ plotting.show("Loss against position for five schemes, a grey line at 64: RoPE i
 trained = {name: loss[:, 1] for name, loss in losses.items()}         # positions 32 to 64
 far = {name: loss[:, 6:].mean(1) for name, loss in losses.items()}    # positions 192 to 256
 rows = [(name, trained[name].mean(), far[name].mean()) for name in losses]
-print("\n".join(f"{name:10s} positions 32-64: {near:.1f}   192-256: {distant:.1f} nats" for name, near, distant in rows))
+print("\n".join(f"{name:10s} positions 32-64: {near:.1f}   192-256: {away:.1f} nats" for name, near, away in rows))
 
 def all_seeds(condition):
     return bool(np.all(condition))
@@ -874,12 +881,11 @@ print("at 192-256, ALiBi and NoPE have lost less than 0.25:   ",
 # where it was not.** The absolute schemes fail at once: their vectors for places beyond 64 were never seen, or never
 # trained. ALiBi stays flat to four times its length.
 #
-# The size is not the papers'. RoPE loses one nat here, a factor of three in perplexity, not of thousands: a small model
-# with 200 steps behind it has less to lose. Why it is less we have not measured.
+# The size is not the papers': RoPE loses one nat here, which is a factor of three in perplexity and not of thousands.
 #
-# Two cautions. ALiBi stays flat partly because it does not look far: a text of this kind needs little from 200 characters
-# back, and lecture 04 asks for something that does. And NoPE, flat too, is no better than the learned table within 64;
-# the authors' claim is about reasoning tasks, ours is a small language model after 200 steps.
+# Two cautions. ALiBi stays flat partly because it does not look far: a text of this kind needs little from 200
+# characters back, and lecture 04 asks for something that does. And NoPE, flat too, is no better than the learned
+# table within 64; the authors' claim is about reasoning tasks, ours is a small language model after 200 steps.
 
 # %% [markdown]
 # ### 3.5 Scaling considerations: how RoPE is stretched
@@ -895,16 +901,22 @@ for i, frequency in enumerate(frequencies):
     print(f"pair {i}: {turns:6.3f} turns in 64 tokens, {turns_far:6.3f} in 256: {state}")
 
 # %% [markdown]
-# Three pairs have come round. The other five reach new angles at every step beyond 64, and what the model does with them
-# nobody has trained. This is the failure of *position generalisation*. The remedies all turn those pairs more slowly;
-# they differ in which.
+# Three pairs have come round. The other five reach new angles at every step beyond 64, and what the model does with
+# them nobody has trained. This is the failure of *position generalisation*. The remedies all turn those pairs more
+# slowly; they differ in which.
 #
 # **Position interpolation** (PI, rope_type `linear`) slows all pairs by the factor $s$ of the stretch. At $s = 4$,
 # position 256 gets the angles of position 64. But neighbours, too, now stand a quarter of an angle apart, in every pair
-# (Chen et al. 2023).
-#
-# **NTK-aware scaling** slows the slowest pair by $s$ and the fastest not at all. **Dynamic** NTK does it with the length
-# in use, so that short texts are read as before.
+# (Chen et al. 2023). The name comes from the other way to say it: divide the positions instead.
+
+# %%
+x = np.random.default_rng(12).standard_normal((6, sizes.d_head))
+slower, between = apply_rope_numpy(x, np.arange(6), frequencies / 4), apply_rope_numpy(x, np.arange(6) / 4, frequencies)
+print("slower clocks, or positions 0, 1/4, 1/2 ...: the same:", np.allclose(slower, between, atol=1e-12))
+
+# %% [markdown]
+# **NTK-aware scaling** slows the slowest pair by $s$ and the fastest not at all. **Dynamic** NTK does it with the
+# length in use, so that short texts are read as before.
 #
 # #### Exercise 3.5: slow the slow ones  (difficulty 2 of 5, 8 minutes)
 #
@@ -1003,24 +1015,27 @@ for slow, fast in ((1, 32), (1, 4), (0.25, 1)):
 
 # %% [markdown]
 # **With $\beta = 32$ no pair of this model keeps its frequency.** The fastest makes ten turns in 64 tokens. What was
-# meant as "leave the fast ones alone" slows even the fastest to less than half its speed. The constants belong to a trained
-# length of thousands; a small model needs its own.
+# meant as "leave the fast ones alone" slows even the fastest to less than half its speed. The constants belong to a
+# trained length of thousands; a small model needs its own.
 #
 # The code that was published with YaRN, and that transformers uses, draws the ramp differently: linear in the *number*
 # of the pair, not in its turns, with ends rounded to whole pairs. There pair 0 keeps its frequency whatever $\beta$ is.
 # `rope_frequencies` below follows the code, so that published models can be loaded.
 
 # %% tags=["export"]
-def yarn_keep(d_rot, base, length, beta_slow=1.0, beta_fast=32.0):
+def yarn_keep(d_rot, base, length, beta_slow=1.0, beta_fast=32.0, truncate=True):
     """How much of its own frequency each pair keeps in published YaRN models: (d_rot / 2,) float64.
 
     As keep_by_turns, but linear in the number of the pair, between the pairs that make beta_fast and beta_slow turns,
-    rounded outwards to whole pairs. Source: the code of Peng et al. 2023 (arXiv 2309.00071).
+    with truncate rounded outwards to whole pairs. Source: the code of Peng et al. 2023 (arXiv 2309.00071).
     """
     def pair_with(turns):
         return d_rot * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base))
 
-    low, high = max(math.floor(pair_with(beta_fast)), 0), min(math.ceil(pair_with(beta_slow)), d_rot - 1)
+    low, high = pair_with(beta_fast), pair_with(beta_slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, d_rot - 1)
     return 1 - np.clip((np.arange(d_rot // 2) - low) / max(high - low, 1e-3), 0, 1)
 
 def yarn_attention_factor(scaling):
@@ -1044,9 +1059,13 @@ NEEDED = {"default": [], "linear": ["factor"], "dynamic": ["factor", "original_m
           "yarn": ["factor", "original_max_position_embeddings"],
           "llama3": ["factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"]}
 
+def rope_type(scaling):
+    """Which scaling it is; older models have the key `type`."""
+    return scaling.get("rope_type", scaling.get("type", "default"))
+
 def check_scaling(scaling):
     """Raise ValueError, in one sentence, unless a scaling has a known rope_type and what that needs."""
-    kind = scaling.get("rope_type", "default")
+    kind = rope_type(scaling)
     if kind not in NEEDED:
         raise ValueError(f"rope_type must be one of {', '.join(NEEDED)}, got {kind!r}")
     missing = [key for key in NEEDED[kind] if scaling.get(key) is None]
@@ -1074,7 +1093,7 @@ def rope_frequencies(d_head, base=10000.0, scaling=None):
         raise ValueError(f"the rotated part of d_head must be even and at least 2, got {d_rot} of {d_head}")
     factor, length = scaling.get("factor", 1.0), scaling.get("original_max_position_embeddings")
     keep, attention_scale = 1.0, 1.0
-    kind = scaling.get("rope_type", "default")
+    kind = rope_type(scaling)
     frequencies = base ** (-np.arange(0, d_rot, 2) / d_rot)
     match kind:
         case "dynamic":
@@ -1085,7 +1104,8 @@ def rope_frequencies(d_head, base=10000.0, scaling=None):
         case "llama3":
             keep = keep_by_turns(frequencies, length, scaling["low_freq_factor"], scaling["high_freq_factor"])
         case "yarn":
-            keep = yarn_keep(d_rot, base, length, scaling.get("beta_slow") or 1, scaling.get("beta_fast") or 32)
+            keep = yarn_keep(d_rot, base, length, scaling.get("beta_slow") or 1, scaling.get("beta_fast") or 32,
+                             scaling.get("truncate", True))
             attention_scale = yarn_attention_factor(scaling)
     return frequencies * (keep + (1 - keep) / factor), attention_scale
 
@@ -1105,7 +1125,7 @@ class Rotary(Positions):
 
     def rotate(self, x, positions):
         frequencies = self.frequencies
-        if self.scaling.get("rope_type") == "dynamic" and positions.numel():
+        if rope_type(self.scaling) == "dynamic" and positions.numel():
             longest = self.scaling | {"seq_len": int(positions.max()) + 1}
             frequencies, _ = rope_frequencies(self.d_head, self.base, longest)
         return apply_rope_torch(x, positions, frequencies, self.attention_scale, self.interleaved)
@@ -1149,8 +1169,8 @@ for kind in ("linear", "dynamic", "yarn", "llama3"):
 # %% [markdown]
 # #### Six ways to read four times as far
 #
-# Now the three RoPE models of section 3.4 once more, with the same weights and other frequencies. One of them gets 40 steps
-# of tuning at length 256 (a fifth of its training steps).
+# Now the three RoPE models of section 3.4 once more, with the same weights and other frequencies. One of them gets 40
+# steps of tuning at length 256 (a fifth of its training steps).
 #
 # *Predict.* Which ones keep the loss within 64? Which ones reach 256?
 
@@ -1177,21 +1197,24 @@ methods = {
 stretched = {"RoPE": losses["RoPE"]}
 for name, rotary in methods.items():
     stretched[name] = np.array([loss_by_place(rescaled(model, **rotary)) for model in readers["RoPE"]])
+
+# %%
 after_tuning = [tuned(rescaled(model, **methods["PI"]), seed) for seed, model in enumerate(readers["RoPE"])]
 stretched["PI, 40 steps"] = np.array([loss_by_place(model) for model in after_tuning])
 
 # %%
-ax = plotting.curves(stretched, x=places, xlabel="position in the text (characters)", ylabel="loss (nats per character)",
-                     title="Without tuning, slowing every pair costs most, slowing only the slow ones costs little")
+ax = plotting.curves(stretched, x=places, xlabel="position in the text (characters)",
+                     ylabel="loss (nats per character)",
+                     title="Without tuning, slowing every pair costs most, slowing only the slow ones little")
 ax.axvline(TRAINED, color="#666666", linewidth=1.2, linestyle=(0, (2, 2)))
-ax.set_ylim(1.6, 3.1)
-ax.legend(ncols=3, loc="upper left")
+ax.set_ylim(1.6, 3.3)
+ax.legend(ncols=3, loc="upper left", title="band: range over 3 seeds", title_fontsize=9, alignment="left")
 plotting.show("Loss against position for six variants: RoPE climbs behind 64, PI is high everywhere, NTK climbs only "
               "towards the end, dynamic NTK, YaRN and tuned PI stay low to 256.")
 
 # %%
-near = {name: loss[:, 1] - losses["RoPE"][:, 1] for name, loss in stretched.items()}      # cost within the trained length
-far = {name: loss[:, 6:].mean(1) for name, loss in stretched.items()}                     # positions 192 to 256
+near = {name: loss[:, 1] - losses["RoPE"][:, 1] for name, loss in stretched.items()}      # cost within 64
+far = {name: loss[:, 6:].mean(1) for name, loss in stretched.items()}                     # positions 192-256
 print("PI costs more than 0.35 nats within 64:              ", all_seeds(near["PI"] > 0.35))
 print("NTK, dynamic NTK and YaRN cost less than 0.2:        ",
       all_seeds([near[name] < 0.2 for name in ("NTK", "dynamic NTK", "YaRN")]))
@@ -1202,10 +1225,10 @@ print("40 steps bring PI within 0.1 of ALiBi at 192-256:    ",
       all_seeds(far["PI, 40 steps"] - losses["ALiBi"][:, 6:].mean(1) < 0.1))
 
 # %% [markdown]
-# As published, in three seeds of three: PI hurts until it is tuned, and then little tuning is enough (the paper needed
-# at most 1,000 steps for 32,768 tokens). NTK-aware scaling works untuned but does not reach its nominal factor: the pairs
-# in the middle still turn beyond what they have seen. Dynamic NTK reaches further because its formula stretches more than it
-# is asked to: with factor 4 at four times the length, $4 \cdot 4 - 3 = 13$.
+# As published, in three seeds of three: PI hurts until it is tuned, and then little tuning is enough (the paper
+# needed at most 1,000 steps for 32,768 tokens). NTK-aware scaling works untuned but does not reach its nominal
+# factor: the pairs in the middle still turn beyond what they have seen. Dynamic NTK reaches further because its
+# formula stretches more than it is asked to: with factor 4 at four times the length, $4 \cdot 4 - 3 = 13$.
 #
 # And the temperature? *Predict:* does YaRN get better or worse without it, here?
 
@@ -1215,8 +1238,8 @@ without = np.array([loss_by_place(rescaled(model, **flat))[6:].mean() for model 
 print("at 192-256 the temperature changes the loss by less than 0.05:", all_seeds(np.abs(without - far["YaRN"]) < 0.05))
 
 # %% [markdown]
-# It makes no difference of note at this size. The authors found their constant on LLaMA models; a text of 256 characters
-# is no place to miss it.
+# It makes no difference of note at this size. The authors found their constant on LLaMA models; a text of 256
+# characters is no place to miss it.
 #
 # And the trap of exercise 3.6, on the trained models: the ramp over turns, with two choices of $\alpha$ and $\beta$.
 
@@ -1237,7 +1260,7 @@ for slow, fast in ((1, 32), (0.25, 1)):
 # other three in a cell each.
 #
 # **Blow-up.** A score is a sum of cosines and sines of the distance, $s(x) = \sum_i a_i \cos \theta_i x + b_i \sin
-# \theta_i x$. Training bounds it where it was trained. **What does it do outside?** Chen et al. (2023, section 2.3) fit
+# \theta_i x$. Training bounds it where it was trained. **What does it do outside?** Chen et al. (2023, figure 2) fit
 # the coefficients to small random scores within the trained length. So do we.
 
 # %%
@@ -1249,12 +1272,13 @@ for seed in range(3):
     coefficients = np.linalg.lstsq(waves(np.arange(64)), target, rcond=1e-4)[0]
     inside, outside, between = (np.abs(waves(x) @ coefficients).max() for x in
                                 (np.arange(64), np.arange(64, 256), np.arange(256) / 4))
-    print(f"largest score: trained distances below 1: {inside < 1}, beyond them above 40: {outside > 40}, "
-          f"interpolated below 2: {between < 2}")
+    print(f"largest score where trained < 1: {inside < 1}, beyond > 40: {outside > 40}, "
+          f"between fitted points < 2: {between < 2}")
 
 # %% [markdown]
-# Nothing holds the sum beyond the last fitted point, and much holds it between two fitted points. That is the argument for
-# interpolation in one line. It is a bound, not a prophecy: section 3.4's models climbed by one nat, not to the thousands.
+# Nothing holds the sum beyond the last fitted point, and much holds it between two fitted points. That is the
+# argument for interpolation in one line. It is a bound, not a prophecy: section 3.4's models climbed by one nat, not
+# to the thousands.
 #
 # **Sinks.** A softmax must give away exactly 1. A head that has nothing to say parks its weight on a token that does no
 # harm, often the first. Here is one, built by hand: all keys score -6, except the first, whose value is nearly zero.
@@ -1266,9 +1290,10 @@ print(f"weight on the sink {softmax(scores)[0]:.2f}, the head says {softmax(scor
 print(f"sink evicted:                the head says {softmax(scores[1:]) @ values[1:]:.2f}")
 
 # %% [markdown]
-# With the sink the head is silent. When a sliding window evicts the sink, the same head shouts the average of everything
-# into a model that never heard it. **The sink does not distort; evicting it does.** Xiao et al. (2023, arXiv 2309.17453)
-# keep four first tokens for that reason. Lecture 05 trains a model in which sinks arise by themselves.
+# With the sink the head is silent. When a sliding window evicts the sink, the same head shouts the average of
+# everything into a model that never heard it. **The sink does not distort; evicting it does.** Xiao et al. (2023,
+# arXiv 2309.17453) keep four first tokens for that reason. Lecture 05 trains a model in which sinks arise by
+# themselves.
 #
 # **Uniform attention** at the start of training is said to destabilise gradients. *Predict:* our RoPE model with its
 # queries and keys as initialised, and made 10 times larger. Which one begins uniform, and which one learns worse?
@@ -1302,9 +1327,9 @@ print("10 times larger: entropy below 20 %:          ", all_seeds(larger[:, 0] <
 print("after 60 steps, the uniform start is better:  ", all_seeds(as_drawn[:, 1] < larger[:, 1]))
 
 # %% [markdown]
-# The uniform start is the healthy one: every key gets some weight, so every key gets some gradient. What is reported to go
-# with unstable training is the opposite, **entropy collapse**: attention that has concentrated on few keys (Zhai et al.
-# 2023, arXiv 2303.06296).
+# The uniform start is the healthy one: every key gets some weight, so every key gets some gradient. What is reported
+# to go with unstable training is the opposite, **entropy collapse**: attention that has concentrated on few keys
+# (Zhai et al. 2023, arXiv 2303.06296).
 
 # %% [markdown]
 # ## Part 4 · CUDA: a kernel that only moves bytes
@@ -1860,8 +1885,8 @@ print(f"one angle for every {2 * 16 * d // (d // 2)} FLOP of scores")
 # %% [markdown]
 # ## Traps
 #
-# Each of these stands in slides, glossaries or published code. Decide what is wrong before you open the answer; the cell
-# below it shows it in numbers.
+# Each of these stands in slides, glossaries or published code. Decide what is wrong before you open the answer; the
+# cell below it shows it in numbers.
 #
 # ### "Attention is permutation-invariant"
 #
@@ -1869,8 +1894,8 @@ print(f"one angle for every {2 * 16 * d // (d // 2)} FLOP of scores")
 #
 # <details><summary>Answer</summary>
 #
-# Self-attention is permutation-**equivariant**: shuffle the tokens, and the outputs are shuffled with them. One query over
-# a set of keys is invariant: it does not matter in which order the keys (with their values) are listed.
+# Self-attention is permutation-**equivariant**: shuffle the tokens, and the outputs are shuffled with them. One query
+# over a set of keys is invariant: it does not matter in which order the keys (with their values) are listed.
 #
 # </details>
 
@@ -1909,8 +1934,8 @@ for m, n in ((3, 1), (13, 11), (23, 21)):
 #
 # <details><summary>Answer</summary>
 #
-# Where it stood. The output is a sum of values, and no second rotation meets theirs to cancel the absolute position. Only
-# queries and keys are turned, because only they meet in a product.
+# Where it stood. The output is a sum of values, and no second rotation meets theirs to cancel the absolute position.
+# Only queries and keys are turned, because only they meet in a product.
 #
 # </details>
 
@@ -1928,13 +1953,13 @@ for name, turns_values in (("queries and keys", False), ("values too", True)):
 # %% [markdown]
 # ### "A shape that fits is an axis that fits"
 #
-# *Some libraries keep `(batch, seq, heads, d_head)`, others `(batch, heads, seq, d_head)`. What happens when one is given to
-# the other's RoPE?*
+# *Some libraries keep `(batch, seq, heads, d_head)`, others `(batch, heads, seq, d_head)`. What happens when one is
+# given to the other's RoPE?*
 #
 # <details><summary>Answer</summary>
 #
-# Heads are turned instead of tokens. Where their numbers differ there is an error, if anybody asks. Where they are equal,
-# nothing is noticed: all tokens of head 3 are turned by position 3. Test with odd sizes.
+# Heads are turned instead of tokens. Where their numbers differ there is an error, if anybody asks. Where they are
+# equal, nothing is noticed: all tokens of head 3 are turned by position 3. Test with odd sizes.
 #
 # </details>
 
@@ -1943,9 +1968,10 @@ for seq, n_heads in ((7, 4), (4, 4)):
     x = np.random.default_rng(22).standard_normal((1, n_heads, seq, 16))
     try:
         wrong = apply_rope_numpy(x.swapaxes(1, 2), np.arange(seq), clocks).swapaxes(1, 2)
-        print(f"{seq} tokens, {n_heads} heads: right: {np.allclose(wrong, apply_rope_numpy(x, np.arange(seq), clocks))}")
+        right = apply_rope_numpy(x, np.arange(seq), clocks)
+        print(f"{seq} tokens, {n_heads} heads: no error; the right result: {np.allclose(wrong, right)}")
     except ValueError as error:
-        print(f"{seq} tokens, {n_heads} heads: {error}")
+        print(f"{seq} tokens, {n_heads} heads:\n  {error}")
 
 # %% [markdown]
 # ### "RoPE weakens tokens that are far away"
@@ -1954,9 +1980,10 @@ for seq, n_heads in ((7, 4), (4, 4)):
 #
 # <details><summary>Answer</summary>
 #
-# For equal queries and keys of ones it does, in waves. For vectors that point anywhere, a rotation changes the angle, not
-# the size: the typical score is the same at every distance. A model *can* learn to look near, or far. ALiBi is the scheme
-# in which distance costs something by construction. (Barbero et al. 2024, arXiv 2410.06205, make the same point.)
+# For equal queries and keys of ones it does, in waves. For vectors that point anywhere, a rotation changes the angle,
+# not the size: the typical score is the same at every distance. A model *can* learn to look near, or far. ALiBi is
+# the scheme in which distance costs something by construction. (Barbero et al. 2024, arXiv 2410.06205, make the same
+# point.)
 #
 # </details>
 
@@ -1976,9 +2003,9 @@ for distance in (0, 10, 100, 1000):
 #
 # <details><summary>Answer</summary>
 #
-# Plain RoPE fails soon after its training length; section 3.4 saw it fall behind every other scheme. What generalises is
-# RoPE with slowed frequencies, tuned or not, and ALiBi and its kin without anything. Position interpolation needed at most
-# 1,000 steps of tuning for 32,768 tokens (Chen et al. 2023).
+# Plain RoPE fails soon after its training length; section 3.4 saw it fall behind every other scheme. What generalises
+# is RoPE with slowed frequencies, tuned or not, and ALiBi and its kin without anything. Position interpolation needed
+# at most 1,000 steps of tuning for 32,768 tokens (Chen et al. 2023).
 #
 # </details>
 
@@ -1996,14 +2023,16 @@ print("after 40 steps with interpolation it is better than all but ALiBi:      "
 #
 # <details><summary>Answer</summary>
 #
-# NTK-aware scaling can be used untuned. YaRN is reported with a short fine-tuning (its abstract: ten times fewer tokens than
-# earlier methods, not none), and it has a second part, the temperature: cosine and sine times $0.1 \ln s + 1$.
+# NTK-aware scaling can be used untuned. YaRN is reported with a short fine-tuning (its abstract: ten times fewer
+# tokens than earlier methods, not none), and it has a second part, the temperature: cosine and sine times $0.1 \ln s
+# + 1$.
 #
 # </details>
 
 # %%
 for s in (1, 4, 16, 32):
-    _, scale = rope_frequencies(64, scaling={"rope_type": "yarn", "factor": s, "original_max_position_embeddings": 4096})
+    yarn = {"rope_type": "yarn", "factor": s, "original_max_position_embeddings": 4096}
+    _, scale = rope_frequencies(64, scaling=yarn)
     print(f"factor {s:2d}: cosine and sine x {scale:.3f}, scores x {scale**2:.2f}")
 
 # %% [markdown]
@@ -2049,13 +2078,13 @@ for name, scores in (("uniform", np.zeros(64)), ("collapsed", np.r_[10.0, np.zer
 #
 # ### A slower clock from the start
 #
-# **Can a model be trained so that it has no clocks to slow later?** Llama 3 raised the base from 10,000 to 500,000. More of
-# its pairs then turn so slowly that even a long text shows a part of a circle.
+# **Can a model be trained so that it has no clocks to slow later?** Llama 3 raised the base from 10,000 to 500,000.
+# More of its pairs then turn so slowly that even a long text shows a part of a circle.
 
 # %%
 for base in (10_000.0, 500_000.0):
     turns = 8192 * rope_frequencies(128, base)[0] / (2 * np.pi)
-    print(f"base {base:7,.0f}: {np.sum(turns < 1):2d} of 64 pairs make less than one turn in 8,192 tokens; "
+    print(f"base {base:7,.0f}: {np.sum(turns < 1):2d} of 64 pairs turn less than once in 8,192 tokens; "
           f"the slowest needs {8192 / turns[-1]:9,.0f}")
 
 # %% [markdown]
@@ -2064,9 +2093,9 @@ for base in (10_000.0, 500_000.0):
 #
 # ### Does NoPE count?
 #
-# **A model without positions was as good as one with a learned table. Does it know where it is?** Haviv et al. (2022) ask
-# a probe. Ours is a linear regression from what a layer hands on to the position, fitted on 140 windows and tested on 60
-# others. It may explain anything from 0 to 1 of the variance of the position.
+# **A model without positions was as good as one with a learned table. Does it know where it is?** Haviv et al. (2022)
+# ask a probe. Ours is a linear regression from what a layer hands on to the position, fitted on 140 windows and
+# tested on 60 others. It may explain anything from 0 to 1 of the variance of the position.
 
 # %%
 probed = held_out[torch.linspace(0, len(held_out) - TRAINED, 200).long()[:, None] + torch.arange(TRAINED)]
@@ -2087,9 +2116,9 @@ print("the embeddings explain less than 0.02:             ", all_seeds(explained
 print("after two layers more than 0.05 and less than 0.35:", all_seeds(abs(explained[:, 2] - 0.2) < 0.15))
 
 # %% [markdown]
-# A trace of it. The embeddings know nothing; two layers under a causal mask have begun to count. In the paper's models,
-# larger and trained for long, probes find the position with small errors. After 200 steps ours finds a tenth or two of its
-# variance: the direction is reproduced, the size is not.
+# A trace of it. The embeddings know nothing; two layers under a causal mask have begun to count. In the paper's
+# models, larger and trained for long, probes find the position with small errors. After 200 steps ours finds a tenth
+# or two of its variance: the direction is reproduced, the size is not.
 #
 # ### Dynamic frequencies and a cache
 #
@@ -2108,8 +2137,9 @@ with torch.no_grad():
         print(f"{length:3d} tokens: the last output is the same with a cache: {same}")
 
 # %% [markdown]
-# Beyond the trained length, yes. Keys in the cache and the new query belong to different clocks, and their score is no
-# longer a function of the distance. Whoever serves dynamic NTK has to cache keys *before* they are turned, or turn them again.
+# Beyond the trained length, yes. Keys in the cache and the new query belong to different clocks, and their score is
+# no longer a function of the distance. Whoever serves dynamic NTK has to cache keys *before* they are turned, or turn
+# them again.
 #
 # ## Glossary
 #
@@ -2137,10 +2167,10 @@ Markdown("\n".join(rows))
 #   score, or turned into queries and keys (relative).
 # - RoPE turns pair $i$ of queries and keys by $m\,\theta_i$. $\langle R_m q, R_n k\rangle$ knows $m - n$ only, lengths are
 #   kept, and keys can be cached one by one.
-# - Which columns are a pair is a convention that no checkpoint states. A permutation of the weights turns one into the
+# - Which columns are a pair is a convention that a checkpoint rarely states. A permutation of the weights turns one into the
 #   other, exactly.
 # - Trained on 64 characters, RoPE was best within 64 and worst at 256. It fails at angles it has not seen; slowing the
-#   slow pairs (NTK, YaRN) or all of them with a little tuning (PI) mends it. ALiBi and NoPE need no mending.
+#   slow pairs (NTK, YaRN) or all of them with a little tuning (PI) mends it. ALiBi and NoPE needed none.
 # - The kernel is bound by memory: its floor is one read and one write of each number.
 #
 # **Exercises left.**
@@ -2150,7 +2180,8 @@ Markdown("\n".join(rows))
 # 3. `T5Bias` was not trained here. Where does it stand, within 64 and beyond? Try `max_distance` 32 and 128.
 # 4. Write `unrotate(x, positions, frequencies)` and use it for the cache of dynamic NTK.
 #
-# **Sources.** Gehring et al. 2017 (arXiv 1705.03122) · Vaswani et al. 2017 (1706.03762) · Raffel et al. 2019 (1910.10683) ·
-# Su et al. 2021, RoFormer (2104.09864) · Press, Smith, Lewis 2021, ALiBi (2108.12409) · Haviv et al. 2022 (2203.16634) ·
-# Zhai et al. 2023 (2303.06296) · Kazemnejad et al. 2023 (2305.19466) · Chen et al. 2023, position interpolation
-# (2306.15595) · Peng et al. 2023, YaRN (2309.00071) · Xiao et al. 2023 (2309.17453) · Barbero et al. 2024 (2410.06205).
+# **Sources.** Gehring et al. 2017 (arXiv 1705.03122) · Vaswani et al. 2017 (1706.03762) · Raffel et al. 2019
+# (1910.10683) · Su et al. 2021, RoFormer (2104.09864) · Press, Smith, Lewis 2021, ALiBi (2108.12409) · Haviv et al.
+# 2022 (2203.16634) · Zhai et al. 2023 (2303.06296) · Kazemnejad et al. 2023 (2305.19466) · Chen et al. 2023, position
+# interpolation (2306.15595) · Peng et al. 2023, YaRN (2309.00071) · Xiao et al. 2023 (2309.17453) · Barbero et al.
+# 2024 (2410.06205).

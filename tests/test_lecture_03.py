@@ -1,4 +1,4 @@
-"""Lecture 03: rotary embedding against its own properties and against transformers; the other schemes against theirs."""
+"""Lecture 03: rotary embedding against its properties and against transformers; the other schemes against theirs."""
 
 import math
 
@@ -32,15 +32,17 @@ def draw(*shape, seed=0):
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize(("shape", "n_pairs", "batched"), [((5, 6), 3, False), ((3, 7, 10), 5, True), ((3, 7, 10), 2, False),
-                                                           ((2, 3, 5, 9), 4, True), ((2, 1, 3, 1, 4), 1, True)])
+@pytest.mark.parametrize(("shape", "n_pairs", "batched"), [
+    ((5, 6), 3, False), ((3, 7, 10), 5, True), ((3, 7, 10), 2, False), ((2, 3, 5, 9), 4, True), ((2, 1, 3, 1, 4), 1, True),
+])
 def test_numpy_and_torch_agree_and_rotate_by_complex_numbers(shape, n_pairs, batched, interleaved):
     x, frequencies = draw(*shape), np.random.default_rng(1).uniform(0, 1, n_pairs)
     positions = np.random.default_rng(2).integers(0, 1000, (shape[0], shape[-2]) if batched else shape[-2])
     ours = r.apply_rope_numpy(x, positions, frequencies, 1.3, interleaved)
     tensors = torch.from_numpy(x), torch.from_numpy(positions), torch.from_numpy(frequencies)
     np.testing.assert_allclose(r.apply_rope_torch(*tensors, 1.3, interleaved), ours, atol=1e-12)
-    columns = np.arange(2 * n_pairs).reshape(n_pairs, 2) if interleaved else np.arange(2 * n_pairs).reshape(2, n_pairs).T
+    columns = np.arange(2 * n_pairs)
+    columns = columns.reshape(n_pairs, 2) if interleaved else columns.reshape(2, n_pairs).T
     where = positions.reshape(shape[0], *[1] * (len(shape) - 3), shape[-2]) if batched else positions
     turned = (x[..., columns[:, 0]] + 1j * x[..., columns[:, 1]]) * 1.3 * np.exp(1j * where[..., None] * frequencies)
     np.testing.assert_allclose(ours[..., columns[:, 0]], turned.real, atol=1e-12)
@@ -167,9 +169,10 @@ def test_frequencies_equal_those_of_transformers_for_random_parameters(kind):
         more = {"yarn": {"beta_slow": rng.uniform(0.5, 2), "beta_fast": rng.uniform(4, 40)},
                 "llama3": {"low_freq_factor": rng.uniform(0.5, 2), "high_freq_factor": rng.uniform(3, 8)}}.get(kind, {})
         if kind == "yarn" and trial % 3:
-            more |= [{"attention_factor": 1.2}, {"mscale": 0.7, "mscale_all_dim": 1.1}][trial % 3 - 1]
+            more |= [{"attention_factor": 1.2, "truncate": False}, {"mscale": 0.7, "mscale_all_dim": 1.1}][trial % 3 - 1]
         parameters = {"rope_type": kind, "rope_theta": 10 ** rng.uniform(3, 6), "factor": rng.uniform(1, 32),
-                      "original_max_position_embeddings": length, "partial_rotary_factor": [1.0, 0.5][trial % 2], **more}
+                      "original_max_position_embeddings": length, **more,
+                      "partial_rotary_factor": [1.0, 0.5][trial % 2]}
         d_head += d_head % 4                                         # half of it is even too
         seq_len = int(rng.integers(1, 4 * length)) if kind == "dynamic" else None
         expected, scale = transformers_frequencies(d_head, parameters, seq_len)
@@ -200,6 +203,13 @@ def test_dynamic_scaling_begins_behind_the_trained_length():
     assert r.rope_frequencies(16, scaling=dynamic | {"seq_len": 65})[0][-1] < plain[-1]
 
 
+def test_the_older_key_type_is_read():
+    older, newer = ({key: "linear", "factor": 4.0} for key in ("type", "rope_type"))
+    np.testing.assert_array_equal(r.rope_frequencies(16, scaling=older)[0], r.rope_frequencies(16, scaling=newer)[0])
+    with pytest.raises(ValueError, match="rope_type must be one of"):
+        r.rope_frequencies(16, scaling={"type": "su", "factor": 4.0})
+
+
 def test_interpolation_is_dividing_the_positions():
     x, linear = draw(6, 16), r.rope_frequencies(16, scaling={"rope_type": "linear", "factor": 4.0})[0]
     slowed = r.apply_rope_numpy(x, np.arange(6), linear)
@@ -219,7 +229,7 @@ def test_ntk_scaling_is_another_base():
     (8, {"rope_type": "yarn", "factor": 2.0}, "must have original_max_position_embeddings"),
     (8, {"rope_type": "linear"}, "must have factor"),
     (8, {"rope_type": "linear", "factor": 0.0}, "factor must be positive"),
-    (8, {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0, **LENGTH}, "slow must be less"),
+    (8, {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0, **LENGTH}, "slow must be"),
     (2, {"rope_type": "dynamic", "factor": 2.0, **LENGTH}, "two pairs"),
 ])
 def test_bad_scalings_get_a_sentence(d_head, scaling, words):
@@ -254,7 +264,8 @@ def test_biases_are_aligned_at_the_bottom_right():
 def test_sinusoids_shift_by_a_rotation_and_need_an_even_width():
     table = r.sinusoidal_positions(np.arange(20), 8)
     np.testing.assert_allclose(np.linalg.norm(table.reshape(20, 4, 2), axis=-1), 1)
-    np.testing.assert_allclose(table @ table.T, (table @ table.T)[::-1, ::-1], atol=1e-12)      # only the distance counts
+    products = table @ table.T
+    np.testing.assert_allclose(products, products[::-1, ::-1], atol=1e-12)                      # only the distance counts
     with pytest.raises(ValueError, match="even"):
         r.sinusoidal_positions(np.arange(3), 7)
 
@@ -264,8 +275,8 @@ def test_a_learned_table_ends():
         r.Learned(8, 4).embed(torch.zeros(1, 2, 4), torch.tensor([7, 8]))
 
 
-SCHEMES = {"none": Positions, "learned": lambda: r.Learned(256, 32), "sinusoidal": r.Sinusoidal, "T5": lambda: r.T5Bias(4),
-           "ALiBi": lambda: r.ALiBi(4), "RoPE": lambda: r.Rotary(8), "partial": lambda: r.Rotary(8, partial=0.5),
+SCHEMES = {"none": Positions, "learned": lambda: r.Learned(256, 32), "sinusoidal": r.Sinusoidal,
+           "T5": lambda: r.T5Bias(4), "ALiBi": lambda: r.ALiBi(4), "RoPE": lambda: r.Rotary(8), "partial": lambda: r.Rotary(8, partial=0.5),
            "YaRN": lambda: r.Rotary(8, scaling={"rope_type": "yarn", **SCALINGS["yarn"]})}
 
 
@@ -309,8 +320,8 @@ def test_token_by_token_with_a_cache_is_the_whole_text(name):
 def test_positions_restarted_at_0_are_another_function():
     layer = training.initialise(MultiHeadAttention(16, 2, r.Rotary(8)).double(), 0)
     x, cache = torch.from_numpy(draw(1, 6, 16)), Cache()
-    steps = torch.cat([layer(x[:, t:t + 1], causal=True, cache=cache, positions=torch.tensor([0])) for t in range(6)], dim=1)
-    assert (steps - layer(x, causal=True)).abs().max() > 1e-3
+    steps = [layer(x[:, t:t + 1], causal=True, cache=cache, positions=torch.tensor([0])) for t in range(6)]
+    assert (torch.cat(steps, dim=1) - layer(x, causal=True)).abs().max() > 1e-3
 
 
 def test_dynamic_rotary_follows_the_largest_position():
