@@ -24,9 +24,9 @@ def weights_from_torch(in_proj_weight, out_proj_weight):
     Returns (w_q, w_k, w_v, w_o), each (d_model, d_model). ValueError for other shapes.
     """
     d_model = in_proj_weight.shape[1]
-    for name, w, rows in (("in_proj_weight", in_proj_weight, 3 * d_model), ("out_proj_weight", out_proj_weight, d_model)):
-        if tuple(w.shape) != (rows, d_model):
-            raise ValueError(f"{name} must have shape ({rows}, {d_model}), got {tuple(w.shape)}")
+    if tuple(in_proj_weight.shape) != (3 * d_model, d_model) or tuple(out_proj_weight.shape) != (d_model, d_model):
+        raise ValueError("in_proj_weight and out_proj_weight must have shapes (3 * d_model, d_model) and "
+                         f"(d_model, d_model), got {tuple(in_proj_weight.shape)} and {tuple(out_proj_weight.shape)}")
     w_q, w_k, w_v = (in_proj_weight[i * d_model:(i + 1) * d_model].T for i in range(3))
     return w_q, w_k, w_v, out_proj_weight.T
 
@@ -62,7 +62,7 @@ def check_projections(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads):
         if len(w.shape) != 2 or w.shape[0] != d_in[name]:
             raise ValueError(f"{name} must have shape ({d_in[name]}, columns), got {tuple(w.shape)}")
     if w_q.shape[1] != w_k.shape[1]:
-        raise ValueError(f"w_q and w_k must have as many columns, got {w_q.shape[1]} and {w_k.shape[1]}")
+        raise ValueError(f"w_q and w_k must give the same d_head, got {w_q.shape[1]} and {w_k.shape[1]} columns")
     if n_heads < 1 or w_q.shape[1] % n_heads or w_v.shape[1] % n_heads:
         raise ValueError(f"n_heads must divide the columns of w_q and w_v, got {n_heads} heads, "
                          f"{w_q.shape[1]} and {w_v.shape[1]} columns")

@@ -141,7 +141,7 @@ def test_bad_shapes_get_one_sentence():
     good = dict(zip(("x_q", "x_kv", "w_q", "w_k", "w_v", "w_o", "n_heads"), draw((2,), 5, 7, 8, 2, 4, 4)))
     zeros = np.zeros
     for name, bad, words in (("x_q", zeros(8), "x_q must have at least"), ("x_kv", zeros((3, 7, 8)), "leading axes"),
-                             ("w_q", zeros((9, 8)), "w_q must have shape"), ("w_k", zeros((8, 6)), "as many columns"),
+                             ("w_q", zeros((9, 8)), "w_q must have shape"), ("w_k", zeros((8, 6)), "same d_head"),
                              ("w_v", zeros((8, 8, 1)), "w_v must have"), ("w_o", zeros((7, 8)), "w_o must have shape"),
                              ("n_heads", 3, "n_heads must divide"), ("n_heads", 0, "n_heads must divide")):
         call = list((good | {name: bad}).values())
@@ -155,7 +155,7 @@ def test_bad_shapes_get_one_sentence():
         m.MultiHeadAttention(8, 3)
     with pytest.raises(ValueError, match="x_kv must have shape"):
         m.MultiHeadAttention(8, 2)(torch.zeros(1, 3, 8), torch.zeros(1, 3, 9))
-    for call, words in ((lambda: m.weights_from_torch(zeros((8, 4)), zeros((4, 4))), "in_proj_weight must have shape"),
+    for call, words in ((lambda: m.weights_from_torch(zeros((8, 4)), zeros((4, 4))), "in_proj_weight and out_proj_weight"),
                         (lambda: m.pattern_scores(zeros((5, 5)), 5), "period must be"),
                         (lambda: m.head_contributions(zeros((2, 3, 4)), zeros((9, 4))), "w_o must have"),
                         (lambda: m.attention_with_dropout(*zeros((3, 1, 1, 2, 2)), zeros((1, 2)) == 0, 1, 1.0), "rate"),
