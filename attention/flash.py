@@ -52,8 +52,16 @@ def merge_by_lse(outs, lses):
 def check_blocks(block_q, block_k):
     """Raise ValueError, in one sentence, unless both sizes of a tile are positive whole numbers."""
     for name, size in (("block_q", block_q), ("block_k", block_k)):
-        if int(size) != size or size < 1:
+        if not isinstance(size, (int, np.integer)) or size < 1:
             raise ValueError(f"{name} must be a positive whole number, got {size!r}")
+
+def leading_axes(q, k, v):
+    """The leading axes of q, k and v, broadcast together. Raises ValueError, in one sentence, where they cannot be."""
+    axes = [tuple(a.shape[:-2]) for a in (q, k, v)]
+    try:
+        return np.broadcast_shapes(*axes)
+    except ValueError:
+        raise ValueError(f"the leading axes of q, k and v must broadcast, got {axes[0]}, {axes[1]}, {axes[2]}") from None
 
 
 def flash_attention_numpy(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
@@ -70,7 +78,7 @@ def flash_attention_numpy(q, k, v, causal=False, scale=None, block_q=64, block_k
     check_blocks(block_q, block_k)
     work = np.result_type(q, np.float32)                   # half precision is computed in single
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    lead = leading_axes(q, k, v)
     n_queries, n_keys = q.shape[-2], k.shape[-2]
     shift = n_keys - n_queries                             # query i may see the keys up to i + shift
     out = np.zeros((*lead, n_queries, v.shape[-1]), np.result_type(q, np.float16))
@@ -254,7 +262,7 @@ def flash_attention_torch(q, k, v, causal=False, scale=None, block_q=64, block_k
     """
     check_arguments(q, k, v)
     check_blocks(block_q, block_k)
-    lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    lead = leading_axes(q, k, v)
     q, k, v = (t if t.is_floating_point() else t.double() for t in (q, k, v))
     q, k, v = (t.expand(*lead, *t.shape[-2:]) for t in (q, k, v))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)

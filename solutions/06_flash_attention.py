@@ -382,8 +382,16 @@ assert np.isclose(o / ell, (np.exp(scores[:4]) / np.exp(scores[:4]).sum()) @ val
 def check_blocks(block_q, block_k):
     """Raise ValueError, in one sentence, unless both sizes of a tile are positive whole numbers."""
     for name, size in (("block_q", block_q), ("block_k", block_k)):
-        if int(size) != size or size < 1:
+        if not isinstance(size, (int, np.integer)) or size < 1:
             raise ValueError(f"{name} must be a positive whole number, got {size!r}")
+
+def leading_axes(q, k, v):
+    """The leading axes of q, k and v, broadcast together. Raises ValueError, in one sentence, where they cannot be."""
+    axes = [tuple(a.shape[:-2]) for a in (q, k, v)]
+    try:
+        return np.broadcast_shapes(*axes)
+    except ValueError:
+        raise ValueError(f"the leading axes of q, k and v must broadcast, got {axes[0]}, {axes[1]}, {axes[2]}") from None
 
 # %% tags=["exercise", "export"]
 def flash_attention_numpy(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
@@ -400,7 +408,7 @@ def flash_attention_numpy(q, k, v, causal=False, scale=None, block_q=64, block_k
     check_blocks(block_q, block_k)
     work = np.result_type(q, np.float32)                   # half precision is computed in single
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    lead = leading_axes(q, k, v)
     n_queries, n_keys = q.shape[-2], k.shape[-2]
     shift = n_keys - n_queries                             # query i may see the keys up to i + shift
     out = np.zeros((*lead, n_queries, v.shape[-1]), np.result_type(q, np.float16))
@@ -543,8 +551,8 @@ print(f"algorithm 0: {memory_0.traffic:,} elements moved; 4 n n + 4 n d = {4 * n
 
 # %% [markdown]
 # Algorithm 1 of Dao et al. 2022. The numbers are its line numbers, the letters its own: $\tilde m$, $\tilde\ell$ belong
-# to the tile alone. After each step we assert what the paper's proof says: after $j$ tiles of keys, $m$, $\ell$ and $O$
-# are the maximum, the sum and the **finished** attention over the keys seen so far.
+# to the tile alone. After each visit of a tile we assert what the paper's proof says: for its queries, $m$, $\ell$ and
+# $O$ are the maximum, the sum and the **finished** attention over the keys seen so far.
 
 # %%
 def algorithm_1(q, k, v, capacity, check_invariant=False):
@@ -570,16 +578,18 @@ def algorithm_1(q, k, v, capacity, check_invariant=False):
             count["divided"] += O_i.size
             for name, block in (("O", O_i), ("l", l_new), ("m", m_new)):                         # 12, 13
                 memory.store(name, rows, block)
-        if check_invariant:
-            seen = q @ k[:k_rows.stop].T
-            assert np.allclose(memory.arrays["m"], seen.max(1, keepdims=True))
-            assert np.allclose(memory.arrays["l"], np.exp(seen - memory.arrays["m"]).sum(1, keepdims=True))
-            assert np.allclose(memory.arrays["O"], attention_numpy(q, k[:k_rows.stop], v[:k_rows.stop], scale=1.0))
+            if check_invariant:
+                K_seen, V_seen = k[:k_rows.stop], v[:k_rows.stop]
+                assert np.allclose(m_new, (Q_i @ K_seen.T).max(1, keepdims=True))
+                assert np.allclose(l_new, np.exp(Q_i @ K_seen.T - m_new).sum(1, keepdims=True))
+                assert np.allclose(O_i, attention_numpy(Q_i, K_seen, V_seen, scale=1.0))
+                count["checked"] += 1
     return memory.arrays["O"], memory, count                                                     # 16
 
 # %%
 out_1, memory_1, count_1 = algorithm_1(q, k, v, capacity=4 * d * 20, check_invariant=True)
-print("invariant held after each of", count_1["tiles_k"], "tiles of keys")
+print(f"invariants held after each of {count_1['checked']} tiles: {count_1['tiles_k']} of keys "
+      f"by {count_1['tiles_q']} of queries")
 print("agrees with algorithm 0 to 1e-12:", np.allclose(out_1, out_0, atol=1e-12))
 
 # %% [markdown]
@@ -904,7 +914,7 @@ def flash_attention_torch(q, k, v, causal=False, scale=None, block_q=64, block_k
     """
     check_arguments(q, k, v)
     check_blocks(block_q, block_k)
-    lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    lead = leading_axes(q, k, v)
     q, k, v = (t if t.is_floating_point() else t.double() for t in (q, k, v))
     q, k, v = (t.expand(*lead, *t.shape[-2:]) for t in (q, k, v))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
@@ -1016,7 +1026,7 @@ print("the mask is the same with tiles of another size:", (whole == other).all()
 # %% [markdown]
 # The last line is a limit of this scheme: forward and backward must agree on the tiles. Real kernels count by element.
 #
-# #### Sequences of different lengths, packed
+# #### Sequences of different lengths, packed (varlen)
 #
 # **A batch has sequences of 3, 900 and 40 tokens. Must all be padded to 900?** No. Put them one behind the other, and
 # write down where each begins: `cu_seqlens`, the cumulative lengths.
@@ -2749,10 +2759,9 @@ print("agrees to 1e-12:", np.allclose(chunked_attention(q, k, v, 64, 256), atten
 chunks = [16, 64, 256, 1024, 4096]
 peaks = [peak_bytes(chunked_attention, q, k, v, 64, chunk) - q.nbytes for chunk in chunks]
 plain, flash = peak_bytes(attention_numpy, q, k, v), peak_bytes(flash_attention_numpy, q, k, v) - q.nbytes
-lowest = chunks[int(np.argmin(peaks))]
-print(f"without the output: lowest with chunks of {lowest} keys; (n d)^(1/2) = {np.sqrt(4096 * 16):.0f}")
-print(f"the matrix needs more than 50 times that: {plain > 50 * min(peaks)};  merging at once needs less: "
-      f"{flash < min(peaks)}")
+for chunk, peak in zip(chunks, peaks):
+    print(f"chunks of {chunk:4d} keys: {peak / 1e6:5.1f} MB beyond the output")
+print(f"(n d)^(1/2) = {np.sqrt(4096 * 16):.0f}; with the matrix {plain / 1e6:.0f} MB; merging at once {flash / 1e6:.1f} MB")
 
 # %% [markdown]
 # A chunk of $c$ keys needs $c$ scores for each query, and there are $n / c$ partial outputs of $d$ numbers to keep: the

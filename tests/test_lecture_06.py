@@ -132,6 +132,7 @@ BAD = {
     "q must have at least two axes": dict(q=(4,)),
     "block_q must be a positive whole number, got 0": dict(block_q=0),
     "block_k must be a positive whole number, got 2.5": dict(block_k=2.5),
+    "the leading axes of q, k and v must broadcast": dict(q=(2, 3, 4), k=(3, 6, 4)),
 }
 
 
