@@ -694,7 +694,7 @@ causal_tiles = check("6.4", causal_tiles)
 
 # %%
 plotting.tiles(n_queries=12, n_keys=12, d_head=4, block_q=4, block_k=2, steps=[(0, 0), (0, 1), (1, 3)], causal=True,
-               title="Under a causal mask almost half of the tiles are never visited")
+               title="Six of these eighteen tiles hold nothing that a query may see")
 plotting.show("Three steps of tiled causal attention on three by six tiles: the tiles above the diagonal are crossed out "
               "as skipped, and those below it are visited row by row.")
 
