@@ -3,6 +3,7 @@
 
 import copy
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -106,9 +107,9 @@ def generate(model, ids, n_new, caches=None, temperature=0.0, top_k=None, seed=0
 
 
 def forward_flops(n_new, n_keys, d_model, d_ff, n_layers, vocab_size):
-    """Operations of all matrix products when a TransformerLM reads n_new tokens and has n_keys keys then: integers (n,).
+    """Operations of all matrix products when a TransformerLM reads n_new tokens and then has n_keys keys.
 
-    n_new, n_keys integers (n,); the sizes as in TransformerConfig.
+    n_new, n_keys integers (n,); the sizes as in TransformerConfig. Returns integers (n,).
     """
     projections = 2 * n_new * (4 * d_model**2 + 2 * d_model * d_ff)
     attention = 2 * n_new * n_keys * 2 * d_model                       # scores, and the weighted sum of values
@@ -129,7 +130,7 @@ class RingKVCache:
         return self.k.nbytes + self.v.nbytes
 
     def update(self, k, v):
-        """Store one token's k and v (batch, n_heads, 1, d_head); return those of the last `window` tokens, oldest first.
+        """Store one token's k and v (batch, n_heads, 1, d_head); return those of the last `window` tokens in order.
 
         ValueError for more tokens than one: the first of them would have to see keys that the last has overwritten.
         """
@@ -201,7 +202,7 @@ class PagedKVCache:
         return np.array(self.tables, dtype=np.int32)
 
     def update(self, k, v):
-        """Store k and v (batch, n_heads, n_new, d_head); return all so far, gathered. MemoryError when pages run out."""
+        """Store k and v (batch, n_heads, n_new, d_head); return all so far. MemoryError when pages run out."""
         size, n_heads, d_head = self.pool.k_pages.shape[1:]
         check_update(k, v, (len(self.tables), n_heads, 0, d_head))
         for row, table in enumerate(self.tables):
@@ -224,16 +225,14 @@ class PagedKVCache:
         """A cache whose row i begins as row rows[i] of this one, sharing its pages until one of them writes."""
         other = PagedKVCache(self.pool, 0)
         other.tables, other.length = [list(self.tables[row]) for row in rows], self.length
-        for table in other.tables:
-            for page in table:
-                self.pool.share(page)
+        for page in itertools.chain(*other.tables):
+            self.pool.share(page)
         return other
 
     def close(self):
         """Give all pages back."""
-        for table in self.tables:
-            for page in table:
-                self.pool.release(page)
+        for page in itertools.chain(*self.tables):
+            self.pool.release(page)
         self.tables, self.length = [], 0
 
 
@@ -251,7 +250,7 @@ def left_padding(lengths, n_keys):
 
 @torch.no_grad()
 def generate_ragged(model, ids, lengths, n_new, caches):
-    """Greedily continue rows of different lengths. ids (batch, n), padded on the left, of which the last lengths[b] count.
+    """Greedily continue rows of different lengths: ids (batch, n), padded on the left; the last lengths[b] count.
 
     caches: empty, one for each layer. Returns (batch, n + n_new). ValueError where a row has no token.
     """
@@ -282,10 +281,10 @@ def check_decode_arguments(q, k, v, lengths, capacity):
         raise ValueError(f"lengths must lie between 0 and {capacity}, got {lengths.tolist()}")
 
 def check_cache_shape(q, cache):
-    """Raise ValueError, in one sentence, unless a cache (batch, heads, capacity, d_head) has the rows and heads of q."""
-    if len(cache.shape) != 4 or tuple(cache.shape[:2]) != tuple(q.shape[:2]):
-        raise ValueError(f"keys and values must be ({q.shape[0]}, {q.shape[1] if len(q.shape) > 1 else '?'}, capacity, "
-                         f"d_head) for this q, got {tuple(cache.shape)}")
+    """Raise ValueError, in one sentence, unless a cache (batch, heads, capacity, d_head) fits the rows of q."""
+    if len(cache.shape) != 4 or (len(q.shape) == 3 and tuple(cache.shape[:2]) != tuple(q.shape[:2])):
+        raise ValueError(f"keys and values must be (batch, heads, capacity, d_head) with the rows and heads of q, "
+                         f"{tuple(q.shape[:2])}, got shape {tuple(cache.shape)}")
 
 def on_host(x):
     """An integer array or tensor, on any device, as NumPy array."""
@@ -343,7 +342,8 @@ def gather_pages(pages, block_table, lengths):
     if (table[used] < 0).any() or (table[used] >= n_pages).any():
         raise ValueError(f"block_table must name pages 0 to {n_pages - 1}, got {table.tolist()}")
     rows = pages[np.where(used, table, 0).astype(np.int64)]             # (batch, columns, page_size, heads, d_head)
-    return rows.reshape(rows.shape[0], -1, *rows.shape[3:]).swapaxes(1, 2)
+    rows = rows.reshape(rows.shape[0], -1, *rows.shape[3:]).swapaxes(1, 2)
+    return rows.contiguous() if hasattr(rows, "contiguous") else np.ascontiguousarray(rows)
 
 def paged_decode_attention_numpy(q, k_pages, v_pages, block_table, lengths, scale=None):
     """decode_attention_numpy on a paged cache; pages (n_pages, page_size, heads, d_head), block_table (batch, columns).
