@@ -513,8 +513,10 @@ class SinkKVCache:
         return self.seen if self.frequencies is None else min(self.seen, self.capacity - 1)
 
     def update(self, k, v):
-        """Store k and v (batch, n_heads, n_new, d_head), and return what is kept. More than one token only while there is
-        room, else ValueError."""
+        """Store k and v (batch, n_heads, n_new, d_head), and return what is kept.
+
+        More than one token only while there is room, else ValueError.
+        """
         held, n_new = min(self.seen, self.capacity), k.shape[2]
         if n_new > 1 and held + n_new > self.capacity:
             raise ValueError(f"a cache of {self.capacity} with {held} tokens takes one at a time, got {n_new}")
@@ -537,7 +539,8 @@ class SinkKVCache:
 def check_budget(weights, budget):
     """Raise ValueError, in one sentence, unless weights are (..., n_queries, n_keys) and budget a count."""
     if weights.ndim < 2 or weights.shape[-1] < weights.shape[-2]:
-        raise ValueError(f"weights must be (..., n_queries, n_keys) with n_keys >= n_queries, got shape {weights.shape}")
+        raise ValueError("weights must be (..., n_queries, n_keys) with n_keys >= n_queries, "
+                         f"got shape {weights.shape}")
     if budget < 0:
         raise ValueError(f"budget must be a number of keys, got {budget}")
 
@@ -604,8 +607,8 @@ def keep_voted(weights, budget, n_voters=8, width=1):
 def evict(cache, keep, room):
     """A KVCache of the kept keys and values of a KVCache, with room for that many tokens more.
 
-    keep boolean (batch, n_heads, length), as many True in each row, else ValueError. The new cache counts what it holds:
-    a model with positions must be told them.
+    keep boolean (batch, n_heads, length), as many True in each row, else ValueError. The new cache counts what it
+    holds: a model with positions must be told them.
     """
     counts = keep.sum(-1)
     if keep.shape != (*cache.k.shape[:2], cache.length) or (counts != counts.flat[0]).any():
