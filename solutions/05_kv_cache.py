@@ -26,6 +26,9 @@
 # | Traps | questions and answers | 20 |
 # | Going further | short sections, in any order | as you like |
 #
+# Alone, with all exercises, that is about seven hours. In class it is two hours of 50 minutes, with the exercises at
+# home.
+#
 # **What it borrows.** From lecture 02 the model, from 03 RoPE, which is why a cached key has a position. Forward
 # references: some models of section 5.2 have fewer key heads than query heads (`n_kv_heads`; why that works is lecture
 # 08), one caches a latent vector in their place (lecture 09). Here both are only numbers in a formula.
@@ -186,7 +189,7 @@ with torch.no_grad():
 # causal attention.
 
 # %% [markdown]
-# ### 5.1 The core concept: keep the keys and the values
+# ### 5.1 The core concept of the KV cache: keep the keys and the values
 #
 # **What does one step look like, when everything old is kept?** By hand first. One head of size 1, every query is 1,
 # the keys are $\ln 1, \ln 2, \ln 3$, so that $e^{\text{score}}$ is 1, 2, 3. The values are 6, 3, 1.
@@ -2272,8 +2275,8 @@ for bits in ("8", "4", "2"):
 # %% [markdown]
 # ### Slim attention
 #
-# **Must values be stored at all?** Keys are $K = X W_K$ and values $V = X W_V$. If $W_K$ is square and invertible, $X
-# = K W_K^{-1}$, and so $V = K\, W_K^{-1} W_V$: half of the cache is redundant (Graef and Wasielewski 2025, arXiv
+# **Must values be stored at all?** Keys are $K = X W_K$ and values $V = X W_V$. If $W_K$ is square and invertible, then
+# $X = K W_K^{-1}$ and $V = K\, W_K^{-1} W_V$: half of the cache is redundant (Graef and Wasielewski 2025, arXiv
 # 2503.05840).
 
 # %% tags=["export"]
@@ -3177,5 +3180,7 @@ Markdown("\n".join(rows))
 # 3. Two prompts begin with the same 60 tokens. Let the second find the pages of the first by the tokens they hold.
 # 4. Let `beam_search` use `PagedKVCache.fork`. How many pages does a step copy?
 #
-# **Sources.** Su et al. 2021 (arXiv 2104.09864) · Leviathan, Kalman, Matias 2022 (2211.17192) · Chen et al. 2023
-# (2302.01318) · Agrawal et al. 2023 (2308.16369) · Kwon et al. 2023 (2309.06180).
+# **Sources.** Leviathan, Kalman, Matias 2022 (arXiv 2211.17192) · Zhang et al. 2023, H2O (2306.14048) · Agrawal et al.
+# 2023 (2308.16369) · Kwon et al. 2023, PagedAttention (2309.06180) · Xiao et al. 2023, StreamingLLM (2309.17453) · Dao,
+# Haziza, Massa, Sizov 2023, Flash-Decoding (blog post) · Liu et al. 2024, KIVI (2402.02750) · Li et al. 2024, SnapKV
+# (2404.14469) · Guo et al. 2024 (2410.13835) · Graef, Wasielewski 2025, slim attention (2503.05840).
