@@ -1,4 +1,4 @@
-"""The course from the command line: lab, test, build, doctor. Needs Python 3.11 or newer and nothing else.
+"""The course from the command line: lab, test, build, bench, doctor. Needs Python 3.11 or newer and nothing else.
 
 The first command that needs it makes .venv, the course's own environment, and installs the pinned requirements there.
 On Linux without an NVIDIA GPU torch comes from PyTorch's CPU index if that can be reached: PyPI's Linux build is the
@@ -18,6 +18,7 @@ from utils import workbook
 from utils.environment import ROOT, Stop, ask, environment_home, is_working, prepare, python_in, run
 
 MOST_WORKERS = 8  # a notebook may take 2 GB
+BENCHMARKS = "utils.cuda.benchmark", "utils.benchmarks.flash_numpy"
 
 
 def main(argv=None):
@@ -51,6 +52,9 @@ def parser():
 
     build = commands.add_parser("build", help="build [NN ...]: make notebooks and modules from solutions/NN_*.py")
     build.set_defaults(run=run_build)
+
+    bench = commands.add_parser("bench", help="time the kernels and flash attention on this machine (two minutes)")
+    bench.set_defaults(run=run_bench)
 
     doctor = commands.add_parser("doctor", help="say what works on this machine and what to do about what does not")
     doctor.set_defaults(run=run_doctor)
@@ -129,6 +133,17 @@ def run_test(_arguments, rest):
 def run_build(_arguments, rest):
     """Run utils/build.py in the course's environment."""
     return run([prepare(), "-m", "utils.build", *rest], env=quiet_environment(), cwd=ROOT)
+
+
+def run_bench(_arguments, _rest):
+    """Run the benchmarks one after the other, on one thread each; stop at the first that fails."""
+    python = prepare()
+    for name in BENCHMARKS:
+        print(f"{name}:", flush=True)
+        status = run([python, "-m", name], env=quiet_environment(), cwd=ROOT)
+        if status:
+            return status
+    return 0
 
 
 def quiet_environment():

@@ -347,11 +347,18 @@ def test_lab_signs_nothing_when_nothing_is_new(commands, lectures):
     assert len(commands) == 1 and "jupyterlab" in commands[0][0]
 
 
+def test_bench_runs_every_benchmark_and_each_is_there(commands):
+    assert course.main(["bench"]) == 0
+    assert [command[0][-1] for command in commands] == list(course.BENCHMARKS)
+    for name in course.BENCHMARKS:
+        assert (ROOT / name.replace(".", "/")).with_suffix(".py").exists()
+
+
 def test_help_names_every_command_and_says_where_torch_comes_from(capsys):
     with pytest.raises(SystemExit):
         course.main(["--help"])
     text = capsys.readouterr().out
-    assert all(f"    {command} " in text for command in ("lab", "test", "build", "doctor"))
+    assert all(f"    {command} " in text for command in ("lab", "test", "build", "bench", "doctor"))
     assert "CPU index" in text
 
 
