@@ -20,9 +20,10 @@ class Learned(Positions):
         self.table = nn.Embedding(max_length, d_model)
 
     def embed(self, x, positions):
-        if positions.numel() and int(positions.max()) >= self.table.num_embeddings:
-            raise ValueError(f"positions must be below max_length = {self.table.num_embeddings}, "
-                             f"got {int(positions.max())}")
+        lowest, highest = (int(end) for end in positions.aminmax()) if positions.numel() else (0, 0)
+        if lowest < 0 or highest >= self.table.num_embeddings:
+            raise ValueError(f"positions must be from 0 to max_length - 1 = {self.table.num_embeddings - 1}, "
+                             f"got {lowest} to {highest}")
         return x + self.table(positions)
 
 
@@ -54,19 +55,26 @@ def t5_buckets(relative, n_buckets=32, max_distance=128, bidirectional=True):
 
     relative: integers of any shape. Half of the buckets of a side are exact, half logarithmic up to max_distance;
     with bidirectional half of all are for keys behind the query, otherwise those all count as distance 0.
-    Returns int64 in [0, n_buckets). Source: Raffel et al. 2019 (arXiv 1910.10683), section 2.1, and its code.
+    Returns int64 in [0, n_buckets). Raises ValueError unless max_distance is above the exact distances, at least one.
+    Source: Raffel et al. 2019 (arXiv 1910.10683), section 2.1, and its code.
     """
     relative, offset, distance = np.asarray(relative), 0, np.maximum(-np.asarray(relative), 0)
     if bidirectional:
         n_buckets //= 2
         offset, distance = np.where(relative > 0, n_buckets, 0), np.abs(relative)
     exact = n_buckets // 2
+    if exact < 1 or max_distance <= exact:
+        raise ValueError(f"max_distance must be above the number of exact distances, at least 1, "
+                         f"got {max_distance} and {exact}")
     growth = np.log(np.maximum(distance, exact) / exact) / math.log(max_distance / exact)
     shared = exact + (growth * (n_buckets - exact) + 1e-6).astype(np.int64)    # a power of two starts its own bucket
     return offset + np.where(distance < exact, distance, np.minimum(shared, n_buckets - 1))
 
 class T5Bias(Positions):
-    """One trained number for each head and bucket of distances, added to the scores."""
+    """One trained number for each head and bucket of distances, added to the scores.
+
+    Distances are counted in tokens; positions are not read.
+    """
 
     def __init__(self, n_heads, n_buckets=32, max_distance=128, bidirectional=False):
         super().__init__()
@@ -95,15 +103,19 @@ def alibi_slopes(n_heads):
 
 
 class ALiBi(Positions):
-    """A penalty on the scores that grows with the distance, at another slope in each head. Nothing is trained."""
+    """A penalty on the scores that grows with the distance, at another slope in each head. Nothing is trained.
+
+    Distances are counted in tokens; positions are not read.
+    """
 
     def __init__(self, n_heads):
         super().__init__()
-        self.register_buffer("slopes", torch.from_numpy(alibi_slopes(n_heads)).to(torch.get_default_dtype()), False)
+        self.exact = alibi_slopes(n_heads)                                # float64, whatever the model is cast to
+        self.register_buffer("slopes", torch.from_numpy(self.exact).to(torch.get_default_dtype()), False)
 
     def bias(self, n_queries, n_keys):
-        distance = torch.from_numpy(np.abs(relative_positions(n_queries, n_keys))).to(self.slopes)
-        return -self.slopes[:, None, None] * distance
+        bias = -self.exact[:, None, None] * np.abs(relative_positions(n_queries, n_keys))
+        return torch.from_numpy(bias).to(self.slopes)                     # rounded once, after the product
 
 
 def check_rope(x, positions, frequencies):
@@ -189,13 +201,18 @@ def apply_rope_torch(x, positions, frequencies, attention_scale=1.0, interleaved
 
 
 def ntk_frequencies(frequencies, factor):
-    """NTK-aware scaling: the fastest pair as it was, the slowest `factor` times slower, a geometric sequence between.
+    """NTK-aware scaling: the fastest pair as it was, the slowest `factor` times slower.
 
-    frequencies (n_pairs,), fastest first. Returns (n_pairs,). Raises ValueError for fewer than two pairs.
+    From pair to pair the slowing is a geometric sequence.
+    frequencies (n_pairs,), fastest first. Returns (n_pairs,). Raises ValueError for fewer than two pairs, or a
+    factor that is not positive.
     Source: section 3.1 of Peng et al. 2023 (arXiv 2309.00071), there as a change of the base.
     """
     if len(frequencies) < 2:
         raise ValueError(f"frequencies must be of at least two pairs, got {len(frequencies)}")
+    if not factor > 0:
+        raise ValueError(f"factor must be positive, got {factor}")
+    frequencies = np.asarray(frequencies)
     passed = np.arange(len(frequencies)) / (len(frequencies) - 1)
     return frequencies / factor**passed
 
@@ -208,6 +225,7 @@ def keep_by_turns(frequencies, length, slow, fast):
     """
     if not slow < fast:
         raise ValueError(f"slow must be less than fast, got {slow} and {fast}")
+    frequencies = np.asarray(frequencies)
     turns = length * frequencies / (2 * math.pi)
     return np.clip((turns - slow) / (fast - slow), 0, 1)
 
@@ -216,8 +234,12 @@ def yarn_keep(d_rot, base, length, beta_slow=1.0, beta_fast=32.0, truncate=True)
     """How much of its own frequency each pair keeps in published YaRN models: (d_rot / 2,) float64.
 
     As keep_by_turns, but linear in the number of the pair, between the pairs that make beta_fast and beta_slow turns,
-    with truncate rounded outwards to whole pairs. Source: the code of Peng et al. 2023 (arXiv 2309.00071).
+    with truncate rounded outwards to whole pairs. Raises ValueError unless beta_slow < beta_fast.
+    Source: the code of Peng et al. 2023 (arXiv 2309.00071).
     """
+    if not beta_slow < beta_fast:
+        raise ValueError(f"beta_slow must be less than beta_fast, got {beta_slow} and {beta_fast}")
+
     def pair_with(turns):
         return d_rot * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base))
 
@@ -243,6 +265,10 @@ NEEDED = {"default": [], "linear": ["factor"], "dynamic": ["factor", "original_m
           "yarn": ["factor", "original_max_position_embeddings"],
           "llama3": ["factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"]}
 
+def without_nulls(scaling):
+    """A copy of a scaling without the keys that are None; configuration files have such keys."""
+    return {key: value for key, value in (scaling or {}).items() if value is not None}
+
 def rope_type(scaling):
     """Which scaling it is; older models have the key `type`."""
     return scaling.get("rope_type", scaling.get("type", "default"))
@@ -252,10 +278,10 @@ def check_scaling(scaling):
     kind = rope_type(scaling)
     if kind not in NEEDED:
         raise ValueError(f"rope_type must be one of {', '.join(NEEDED)}, got {kind!r}")
-    missing = [key for key in NEEDED[kind] if scaling.get(key) is None]
+    missing = [key for key in NEEDED[kind] if key not in scaling]
     if missing:
         raise ValueError(f"scaling of rope_type {kind} must have {', '.join(missing)}, got {sorted(scaling)}")
-    if scaling.get("factor", 1.0) <= 0:
+    if not scaling.get("factor", 1.0) > 0:
         raise ValueError(f"factor must be positive, got {scaling['factor']}")
 
 
@@ -264,17 +290,19 @@ def rope_frequencies(d_head, base=10000.0, scaling=None):
 
     scaling: None, or a dict with the keys of a published model's rope_parameters: rope_type (default, linear, dynamic,
     yarn, llama3) and what it needs; rope_theta there takes the place of base; partial_rotary_factor is the share of
-    d_head that is rotated. dynamic also reads seq_len, the length in use.
+    d_head that is rotated. dynamic also reads seq_len, the length in use. A key that is None counts as missing.
     Returns (frequencies (d_rot / 2,) float64, attention_scale). Raises ValueError for an odd number of columns, an
-    unknown rope_type or a missing key.
-    Sources: linear Chen et al. 2023 (arXiv 2306.15595); dynamic, yarn Peng et al. 2023 (2309.00071); llama3 the code
-    published with Llama 3.1.
+    unknown rope_type, a missing key, or a factor or base that is not positive.
+    Sources: linear Chen et al. 2023 (arXiv 2306.15595); yarn Peng et al. 2023 (2309.00071); dynamic the code of
+    transformers (with factor 1 it is that of Peng et al., seq_len / length); llama3 the code published with Llama 3.1.
     """
-    scaling = dict(scaling or {})
+    scaling = without_nulls(scaling)
     check_scaling(scaling)
     base, d_rot = scaling.get("rope_theta", base), int(d_head * scaling.get("partial_rotary_factor", 1.0))
-    if d_rot < 2 or d_rot % 2:
-        raise ValueError(f"the rotated part of d_head must be even and at least 2, got {d_rot} of {d_head}")
+    if not base > 0:
+        raise ValueError(f"base must be positive, got {base}")
+    if not 2 <= d_rot <= d_head or d_rot % 2:
+        raise ValueError(f"the rotated part of d_head must be even and from 2 to d_head, got {d_rot} of {d_head}")
     factor, length = scaling.get("factor", 1.0), scaling.get("original_max_position_embeddings")
     keep, attention_scale = 1.0, 1.0
     kind = rope_type(scaling)
@@ -298,13 +326,14 @@ class Rotary(Positions):
     """RoPE: queries and keys are turned by their positions. Nothing is trained.
 
     d_head, base, scaling as in rope_frequencies; interleaved as in apply_rope_numpy; partial: the share of d_head that
-    is rotated. With rope_type dynamic the frequencies follow the largest position that is asked for.
+    is rotated, unless scaling has a partial_rotary_factor. With rope_type dynamic the frequencies follow the largest
+    position that is asked for.
     """
 
     def __init__(self, d_head, base=10000.0, scaling=None, interleaved=False, partial=1.0):
         super().__init__()
         self.d_head, self.base, self.interleaved = d_head, base, interleaved
-        self.scaling = {"partial_rotary_factor": partial} | (scaling or {})
+        self.scaling = {"partial_rotary_factor": partial} | without_nulls(scaling)
         self.frequencies, self.attention_scale = rope_frequencies(d_head, base, self.scaling)
 
     def rotate(self, x, positions):
@@ -334,6 +363,7 @@ __device__ void rotate(float& a, float& b, float2 t) {
 
 ROPE_PAIRS = r"""
 __device__ float2 turn(long long position, double frequency);        // (cosine, sine), see above
+__device__ void rotate(float& a, float& b, float2 t);                // turns (a, b), see above
 
 __global__ void rope_pairs(float* x, const long long* positions, const double* frequencies,
                            int n_rows, int seq, int d) {

@@ -177,7 +177,7 @@ def test_frequencies_equal_those_of_transformers_for_random_parameters(kind):
         seq_len = int(rng.integers(1, 4 * length)) if kind == "dynamic" else None
         expected, scale = transformers_frequencies(d_head, parameters, seq_len)
         ours, our_scale = r.rope_frequencies(d_head, scaling=parameters | ({"seq_len": seq_len} if seq_len else {}))
-        np.testing.assert_allclose(ours, expected, atol=1e-6)
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=0)     # slow pairs are far below 1e-6
         assert math.isclose(our_scale, scale, rel_tol=1e-9)
 
 
@@ -229,12 +229,35 @@ def test_ntk_scaling_is_another_base():
     (8, {"rope_type": "yarn", "factor": 2.0}, "must have original_max_position_embeddings"),
     (8, {"rope_type": "linear"}, "must have factor"),
     (8, {"rope_type": "linear", "factor": 0.0}, "factor must be positive"),
+    (8, {"rope_type": "linear", "factor": math.nan}, "factor must be positive"),
+    (8, {"rope_theta": 0.0}, "base must be positive"),
+    (8, {"partial_rotary_factor": 1.5}, "from 2 to d_head"),
+    (8, {"rope_type": "yarn", "factor": 2.0, "beta_slow": 32, "beta_fast": 1, **LENGTH}, "beta_slow must be less"),
     (8, {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0, **LENGTH}, "slow must be"),
     (2, {"rope_type": "dynamic", "factor": 2.0, **LENGTH}, "two pairs"),
 ])
 def test_bad_scalings_get_a_sentence(d_head, scaling, words):
     with pytest.raises(ValueError, match=words):
         r.rope_frequencies(d_head, scaling=scaling)
+
+
+@pytest.mark.parametrize(("nulls", "plain"), [
+    ({"rope_type": "default", "factor": None}, None),
+    ({"rope_type": "linear", "factor": 4.0, "rope_theta": None}, {"rope_type": "linear", "factor": 4.0}),
+    ({"rope_type": "dynamic", **SCALINGS["dynamic"], "seq_len": None}, {"rope_type": "dynamic", **SCALINGS["dynamic"]}),
+])
+def test_a_key_that_is_none_counts_as_missing(nulls, plain):
+    np.testing.assert_array_equal(r.rope_frequencies(8, scaling=nulls)[0], r.rope_frequencies(8, scaling=plain)[0])
+    rotary = r.Rotary(8, scaling=nulls | {"partial_rotary_factor": None}, partial=0.5)
+    assert rotary.scaling["partial_rotary_factor"] == 0.5
+
+
+def test_stretching_takes_lists_and_only_positive_factors():
+    np.testing.assert_allclose(r.ntk_frequencies([1.0, 0.1, 0.01], 4), [1, 0.05, 0.0025])
+    np.testing.assert_allclose(r.keep_by_turns([1.0, 0.001], 64, 1, 4), [1, 0])
+    for factor in (0, -4, math.nan):
+        with pytest.raises(ValueError, match="factor must be positive"):
+            r.ntk_frequencies([1.0, 0.1], factor)
 
 
 # --- the other schemes -----------------------------------------------------------------------------------------------
@@ -246,6 +269,19 @@ def test_t5_buckets_equal_those_of_transformers(n_buckets, max_distance, bidirec
     relative = np.arange(-4000, 4001)
     theirs = T5Attention._relative_position_bucket(torch.from_numpy(relative), bidirectional, n_buckets, max_distance)
     np.testing.assert_array_equal(r.t5_buckets(relative, n_buckets, max_distance, bidirectional), theirs)
+
+
+@pytest.mark.parametrize(("n_buckets", "max_distance", "bidirectional"), [(32, 16, False), (32, 8, True), (2, 8, True)])
+def test_buckets_that_cannot_be_sorted_get_a_sentence(n_buckets, max_distance, bidirectional):
+    with pytest.raises(ValueError, match="max_distance must be above"):
+        r.t5_buckets(np.arange(-9, 9), n_buckets, max_distance, bidirectional)
+
+
+@pytest.mark.parametrize("cast", [torch.float64, torch.float32, torch.bfloat16])
+def test_alibi_is_rounded_once_whatever_the_model_is_cast_to(cast):
+    exact = -r.alibi_slopes(12)[:, None, None] * np.abs(r.relative_positions(300, 300))
+    bias = r.ALiBi(12).to(cast).bias(300, 300)
+    assert bias.dtype == cast and torch.equal(bias, torch.from_numpy(exact).to(cast))
 
 
 def test_alibi_slopes_of_powers_of_two_and_of_12_heads():
@@ -271,8 +307,9 @@ def test_sinusoids_shift_by_a_rotation_and_need_an_even_width():
 
 
 def test_a_learned_table_ends():
-    with pytest.raises(ValueError, match="below max_length = 8"):
-        r.Learned(8, 4).embed(torch.zeros(1, 2, 4), torch.tensor([7, 8]))
+    for outside in (-1, 8):
+        with pytest.raises(ValueError, match="from 0 to max_length - 1 = 7"):
+            r.Learned(8, 4).embed(torch.zeros(1, 2, 4), torch.tensor([7, outside]))
 
 
 SCHEMES = {"none": Positions, "learned": lambda: r.Learned(256, 32), "sinusoidal": r.Sinusoidal,

@@ -51,6 +51,9 @@ ONE_ELEMENT_A_THREAD = PAIRS.replace("int half = d / 2, pair", "int half = d, pa
 COLUMN_AFTER_COLUMN = PAIRS.replace(
     "int row = pair / half, i = pair - row * half", "int i = pair / n_rows, row = pair % n_rows"
 )
+ONE_WARP_FOR_ALL = PAIRS.replace("int half", "if (blockIdx.x || threadIdx.x >= 32) return;\n  int half").replace(
+    "if (pair < n_rows * half) {",
+    "for (; pair < n_rows * half; pair += 32) {\n    row = pair / half, i = pair - row * half;")
 ONE_THREAD_A_ROW = PAIRS.replace("if (pair < n_rows * half) {", "if (i == 0 && row < n_rows) for (; i < half; ++i) {")
 PAIRS_BY_POINTER = r"""
 __device__ float2 turn(long long position, double frequency);
@@ -120,10 +123,16 @@ FLOAT4_READ_AGAIN = FLOAT4.replace(
     "b = row[i + d / 8];", "b = row[i + d / 8];\n      a.y = *(volatile float*)&row[i].y;"
 )
 
+FLOAT4_ONE_WARP_FOR_ALL = FLOAT4.replace(
+    "  int thread", "  if (blockIdx.x || threadIdx.x >= 32) return;\n  int thread"
+).replace(
+    "if (token < seq) {",
+    "for (; token < seq; thread += 32, token = thread / (d / 8), i = thread % (d / 8)) {")
+
 RIGHT = {"3.7": [PAIRS, PAIRS_BY_POINTER], "3.8": [FLOAT4]}
 WRONG = {
     "3.7": [
-        (INTERLEAVED, "first = a cos - b sin"),
+        (INTERLEAVED, "The pair is columns i and i + d/2"),
         (OVERWRITTEN, "first = a cos - b sin"),
         (OTHER_WAY_ROUND, "first = a cos - b sin"),
         (DISTANCE_AND_POSITION, "first = a cos - b sin"),
@@ -136,7 +145,8 @@ WRONG = {
         (READ_AGAIN, "bytes of x were read, and x has"),
         (ONE_ELEMENT_A_THREAD, "each pair has one thread"),
         (COLUMN_AFTER_COLUMN, "Number the pairs row after row."),
-        (ONE_THREAD_A_ROW, "x is read in"),
+        (ONE_THREAD_A_ROW, "no loop over pairs"),
+        (ONE_WARP_FOR_ALL, "32 threads did the work of 512"),
     ],
     "3.8": [
         (PAIRED_INSIDE, "b is vector i + d / 8"),
@@ -149,6 +159,7 @@ WRONG = {
         (ONE_FLOAT_AT_A_TIME, "Load float4 a = row[i]"),
         (FLOAT4_READ_AGAIN, "bytes of x were"),
         (ANGLES_IN_THE_LOOP, "bytes of frequencies were read"),
+        (FLOAT4_ONE_WARP_FOR_ALL, "32 threads did the work of 128"),
         (GROUPS_BY_COLUMN, "Number the groups token after token."),
     ],
 }

@@ -121,6 +121,11 @@ def rope_in_place(x, positions, frequencies, attention_scale=1.0, interleaved=Fa
     return x
 
 
+@wrong("3.2", "enters twice")
+def rope_scaled_twice(x, positions, frequencies, attention_scale=1.0, interleaved=False):
+    return rope_in_complex_numbers(x, positions, frequencies, attention_scale**2, interleaved)
+
+
 @wrong("3.2", "leading axes")
 def rope_along_the_heads(x, positions, frequencies, attention_scale=1.0, interleaved=False):
     turned = rope_in_complex_numbers
@@ -150,7 +155,7 @@ def converted_across_heads(w, n_heads):
     return np.hstack([w[:, 0::2], w[:, 1::2]])
 
 
-@wrong("3.3", "NO")
+@wrong("3.3", "stand where they stood")
 def unconverted(w, n_heads):
     return w.copy()
 
@@ -204,6 +209,11 @@ def slowed_by_the_width(frequencies, factor):
 @wrong("3.5", "equal factors")
 def slowed_by_equal_steps(frequencies, factor):
     return frequencies / np.linspace(1, factor, len(frequencies))
+
+
+@wrong("3.5", "not the slowing")
+def slowed_to_other_ends(frequencies, factor):
+    return np.geomspace(frequencies[0], frequencies[-1] / factor, len(frequencies))
 
 
 @wrong("3.5", "made anew from a base of 10,000")

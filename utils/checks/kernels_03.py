@@ -56,6 +56,20 @@ def must_need(report, enough):
         raise Failed(f"x is read in {requests} requests, where {enough} would do")
 
 
+def must_employ(source, name, n_threads, block, x, *sizes):
+    """Raise Failed unless n_threads threads turn something: a `turn` that returns the caller's number tells who did."""
+    x = np.zeros_like(x)
+    x[..., : x.shape[-1] // 2] = 1.0
+    caller = "make_float2(blockIdx.x * blockDim.x + threadIdx.x, 0)"
+    told = importlib.import_module(f"attention.{MODULE}").TURN.replace("make_float2(cosf(small), sinf(small))", caller)
+    kernel = cuda.compile(source + told, name=name)
+    positions, d = np.arange(1, 1 + x.shape[-2]), x.shape[-1]
+    launch(kernel, -(-n_threads // block), block, 0, x, positions, frequencies_of(d), *sizes)
+    workers = len(np.unique(x[..., : d // 2]))
+    if workers < n_threads:
+        raise Failed(f"{workers} threads did the work of {n_threads}")
+
+
 def must_be_neighbours(report):
     """Raise Failed where the lanes of a request to x lie far apart. A few sectors too many come from row ends."""
     for row in rows_of(report, "x"):
@@ -84,7 +98,8 @@ def run_pairs(source, x, positions):
 
 @rope_pairs.property(
     "columns i and i + d/2 turn by position times frequency",
-    hint="first = a cos - b sin, second = a sin + b cos, both from the numbers that stood there before. "
+    hint="The pair is columns i and i + d/2, and the sine with the minus belongs to the first: "
+    "first = a cos - b sin, second = a sin + b cos, both from the numbers that stood there before. "
     "The angle is that of token row % seq.",
 )
 def _(source, rng):
@@ -124,15 +139,16 @@ def _(source, rng):
     must_touch_once(run_pairs(source, x, np.arange(8)), x)
 
 
-@rope_pairs.property("neighbouring threads take neighbouring columns", hint="Number the pairs row after row.")
-def _(source, rng):
-    must_be_neighbours(run_pairs(source, draw(rng, 2, 8, 64), np.arange(8)))
-
-
-@rope_pairs.property("all threads share the work", hint="One thread, one pair: no loop.")
+@rope_pairs.property("all threads share the work", hint="One thread, one pair: no loop over pairs.")
 def _(source, rng):
     x = draw(rng, 2, 8, 64)
     must_need(run_pairs(source, x, np.arange(8)), enough=x.nbytes // 128)
+    must_employ(source, "rope_pairs", 16 * 32, 256, draw(rng, 1, 16, 64), 16, 16, 64)
+
+
+@rope_pairs.property("neighbouring threads take neighbouring columns", hint="Number the pairs row after row.")
+def _(source, rng):
+    must_be_neighbours(run_pairs(source, draw(rng, 2, 8, 64), np.arange(8)))
 
 
 # --- 3.8 -------------------------------------------------------------------------------------------------------------
@@ -143,7 +159,8 @@ rope_float4 = Exercise(
     MODULE,
     fault_hints={
         "out of bounds": "A token has d / 8 threads, and the last block has threads to spare: they return. "
-        "Row `token` of head `head` is (head * seq + token) * d.",
+        "Row `token` of head `head` is (head * seq + token) * d. In float4s the second half begins d / 8 after the "
+        "first.",
         "misaligned": "Vector i of a row begins at float 4 * i: make row a float4* first, then index it.",
         "race": "Two threads touched one number. A token has d / 8 threads, and each takes eight numbers of a row.",
     },
@@ -196,6 +213,13 @@ def _(source, rng):
     once = 8 * 8 * 64 // 2
     if asked > once:
         raise Failed(f"{asked:,} bytes of frequencies were read, where {once:,} would do")
+
+
+@rope_float4.property(
+    "all threads share the work", hint="One thread, one group of one token: loop over heads and angles only."
+)
+def _(source, rng):
+    must_employ(source, "rope_float4", 16 * 8, 64, draw(rng, 3, 16, 64), 3, 16, 64)
 
 
 @rope_float4.property("neighbouring threads take neighbouring columns", hint="Number the groups token after token.")

@@ -178,11 +178,11 @@ def forwards(a, b, cos, sin):
 
 def usual_rope(
     x, positions, frequencies, attention_scale=1.0, interleaved=False, *,
-    angles=usual_angles, paired=slices, written=slices, turned=forwards, rest=1.0, scale=1.0, dtype=None,
+    angles=usual_angles, paired=slices, written=slices, turned=forwards, rest=1.0, power=1, dtype=None,
 ):
     """RoPE in the usual way. The mistakes differ in what follows the `*`; as it stands, it is right."""
     angle = angles(x, positions, frequencies)
-    factor = attention_scale if scale == 1.0 else 1.0
+    factor = attention_scale**power
     n_pairs = len(frequencies)
     first, second = paired(n_pairs, interleaved)
     a, b = turned(x[..., first], x[..., second], factor * np.cos(angle), factor * np.sin(angle))
@@ -222,7 +222,8 @@ for message, change in {
     },
     "The columns beyond the pairs are lost: they stay as they are.": {"rest": 0.0},
     "attention_scale multiplies only what is rotated, not the other columns.": {"rest": None},
-    "attention_scale is ignored: it multiplies what is rotated.": {"scale": None},
+    "attention_scale is ignored: it multiplies what is rotated.": {"power": 0},
+    "attention_scale enters twice: it is in cos and sin already.": {"power": 2},
     "positions is ignored: 0, 1, 2 ... is right only for a text that begins here.": {
         "angles": lambda x, positions, f: np.arange(x.shape[-2])[:, None] * f
     },
@@ -262,7 +263,7 @@ def numbered(d_model, columns):
 
 @interleaved_to_half_split.property("one head of 4 columns: 0, 2, 1, 3")
 def _(ask, rng):
-    ask(numbered(2, 4), 1)
+    ask(numbered(4, 4), 1)
 
 
 @interleaved_to_half_split.property("one head of 6 and of 8 columns")
@@ -309,6 +310,11 @@ def _(w, n_heads):
 @interleaved_to_half_split.mistake("The rows are reordered: it is the columns, because the weights are used as x @ w.")
 def _(w, n_heads):
     return interleaved_to_half_split.oracle(w.T, n_heads).T
+
+
+@interleaved_to_half_split.mistake("The columns stand where they stood.")
+def _(w, n_heads):
+    return w
 
 
 @interleaved_to_half_split.mistake("The heads are an axis of the result: put them side by side in the columns again.")
@@ -426,6 +432,9 @@ for message, slowed in {
     "The slowing grows by equal steps: it has to grow by equal factors.": lambda f, s: f / np.linspace(1, s, len(f)),
     "These are the factors only: the frequencies have to be divided by them.": (
         lambda f, s: s ** np.linspace(0, 1, len(f))
+    ),
+    "The frequencies are geometric, not the slowing: pair i is divided by factor^(i / (n - 1)).": (
+        lambda f, s: np.geomspace(f[0], f[-1] / s, len(f))
     ),
     "The frequencies are made anew from a base of 10,000: use the ones that are given.": (
         lambda f, s: clocks(len(f)) / s ** np.linspace(0, 1, len(f))
