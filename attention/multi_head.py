@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from attention.fundamentals import ROW_OF_A_TILE, check_arguments
 from attention.fundamentals import attention_numpy, attention_torch, attention_weights, causal_mask
-from attention.fundamentals import check_arguments
 from utils import cuda
 from utils.data import Vocabulary
 
@@ -23,7 +23,7 @@ def weights_from_torch(in_proj_weight, out_proj_weight):
     in_proj_weight (3 * d_model, d_model), out_proj_weight (d_model, d_model), arrays or tensors.
     Returns (w_q, w_k, w_v, w_o), each (d_model, d_model). ValueError for other shapes.
     """
-    d_model = in_proj_weight.shape[1]
+    d_model = in_proj_weight.shape[-1]
     if tuple(in_proj_weight.shape) != (3 * d_model, d_model) or tuple(out_proj_weight.shape) != (d_model, d_model):
         raise ValueError("in_proj_weight and out_proj_weight must have shapes (3 * d_model, d_model) and "
                          f"(d_model, d_model), got {tuple(in_proj_weight.shape)} and {tuple(out_proj_weight.shape)}")
@@ -82,14 +82,17 @@ def multi_head_attention_numpy(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None
 
 
 def multi_head_attention_torch(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, causal=False):
-    """Multi-head attention in PyTorch; arguments, shapes and errors as multi_head_attention_numpy, differentiable."""
+    """Multi-head attention in PyTorch; arguments, shapes and errors as multi_head_attention_numpy, differentiable.
+
+    All tensors are of one float type.
+    """
     check_projections(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads)
     q, k, v = split_heads(x_q @ w_q, n_heads), split_heads(x_kv @ w_k, n_heads), split_heads(x_kv @ w_v, n_heads)
     return merge_heads(attention_torch(q, k, v, mask, causal)) @ w_o
 
 
 class Positions(nn.Module):
-    """How a model knows the order of its tokens. This one knows nothing; a scheme overrides one of the three hooks."""
+    """How a model knows the order of its tokens. This one knows nothing; a scheme overrides one of its methods."""
 
     def embed(self, x, positions):
         """Add positions to embeddings. x (batch, seq, d_model), positions integers (seq,) or (batch, seq)."""
@@ -111,6 +114,13 @@ def masked_softmax(scores, mask=None, causal=False):
     """
     if mask is not None and mask.dtype != torch.bool:
         raise ValueError(f"mask must be boolean with True = may attend, got {mask.dtype}")
+    if mask is not None:
+        try:
+            fits = torch.broadcast_shapes(mask.shape, scores.shape) == scores.shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise ValueError(f"mask must broadcast to {tuple(scores.shape)}, got shape {tuple(mask.shape)}")
     if causal:
         allowed = torch.from_numpy(causal_mask(*scores.shape[-2:])).to(scores.device)
         mask = allowed if mask is None else allowed & mask
@@ -212,9 +222,10 @@ class Block(nn.Module):
 
 
 def check_ids(name, ids, vocab_size):
-    """Raise ValueError, in one sentence, unless ids are integers (batch, seq) from 0 to vocab_size - 1."""
-    if ids.dim() != 2 or ids.is_floating_point():
-        raise ValueError(f"{name} must be integers (batch, seq), got {ids.dtype} of shape {tuple(ids.shape)}")
+    """Raise ValueError, in one sentence, unless ids are int32 or int64 (batch, seq) from 0 to vocab_size - 1."""
+    if ids.dim() != 2 or ids.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"{name} must be integers (batch, seq), int32 or int64, "
+                         f"got {ids.dtype} of shape {tuple(ids.shape)}")
     if ids.numel() and not 0 <= ids.min() <= ids.max() < vocab_size:
         raise ValueError(f"{name} must lie in 0 ... {vocab_size - 1}, got {ids.min()} to {ids.max()}")
 
@@ -238,12 +249,12 @@ class TransformerLM(nn.Module):
         self.blocks = nn.ModuleList(Block(config, attention(config, layer, self.positions), norm)
                                     for layer in range(config.n_layers))
         self.norm = norm(config.d_model)
-        self.unembedding = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.unembedding = nn.Linear(config.d_model, config.vocab_size, bias=False)     # to one score for each word
 
     def forward(self, ids, mask=None, positions=None, caches=None):
         """mask boolean, True = may attend, beside the causal one, broadcastable to (batch, n_heads, seq, n_keys).
 
-        positions: integers (seq,) or (batch, seq), by default 0, 1, ... behind what the caches hold.
+        positions: integers (seq,) or (batch, seq), by default 0, 1, ... after what the caches hold.
         caches: one for each layer, with `length`, the tokens seen so far, and update(k, v); see lecture 05.
         ValueError where ids are not integers (batch, seq) below vocab_size.
         """
@@ -259,7 +270,10 @@ class TransformerLM(nn.Module):
 
 @contextmanager
 def record(model, names=("weights", "outputs")):
-    """During the block, keep what leaves the modules of these last names: {"blocks.0.attention.weights": tensor}."""
+    """During the block, keep what leaves the modules of these last names: {"blocks.0.attention.weights": tensor}.
+
+    Hooks run in the order in which they came: enter it after without_heads to see what is left.
+    """
     cache, handles = {}, []
     for path, module in model.named_modules():
         if path.split(".")[-1] in names:
@@ -318,9 +332,12 @@ def pattern_scores(weights, period):
 def head_contributions(heads, w_o):
     """What each head adds to the output of multi-head attention; the sum over the heads is merge_heads(heads) @ w_o.
 
-    heads (..., n_heads, seq, d_v), w_o (n_heads * d_v, d_model). Returns (..., n_heads, seq, d_model). ValueError where
-    w_o has another number of rows.
+    heads (..., n_heads, seq, d_v), w_o (n_heads * d_v, d_model). Returns (..., n_heads, seq, d_model). ValueError for
+    other numbers of axes or rows.
     """
+    if len(heads.shape) < 3 or len(w_o.shape) != 2:
+        raise ValueError("heads must have at least three axes (n_heads, seq, d_v) and w_o two, got shapes "
+                         f"{tuple(heads.shape)} and {tuple(w_o.shape)}")
     n_heads, d_v = heads.shape[-3], heads.shape[-1]
     if len(w_o) != n_heads * d_v:
         raise ValueError(f"w_o must have n_heads * d_v = {n_heads * d_v} rows, got {len(w_o)}")
@@ -359,7 +376,7 @@ class DecoderLayer(nn.Module):
 class EncoderDecoder(nn.Module):
     """A Transformer that translates word ids, with encoder and decoder of n_layers each.
 
-    Sentences are ids (batch, length), padded behind, with the padding, start and end of `Vocabulary`.
+    Sentences are ids (batch, length), padded at the end, with the padding, start and end of `Vocabulary`.
     Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.1, with the norms in front of each part.
     """
 
@@ -399,8 +416,11 @@ def attention_with_dropout(q, k, v, key_mask, keep, rate):
 
     q (batch, n_heads, n_queries, d_head), k, v (batch, n_heads, n_keys, d_head); key_mask (batch, n_keys) boolean,
     True = may attend; keep (batch, n_heads, n_queries, n_keys) boolean, False = dropped; rate: the share dropped, what
-    is kept is divided by 1 - rate. A row with nothing to attend to is zero. ValueError for a rate outside [0, 1).
+    is kept is divided by 1 - rate. A row with nothing to attend to is zero. ValueError for a rate outside [0, 1) and
+    for a key_mask that is not boolean.
     """
+    if key_mask.dtype != bool:
+        raise ValueError(f"key_mask must be boolean with True = may attend, got {key_mask.dtype}")
     if not 0 <= rate < 1:
         raise ValueError(f"rate must be at least 0 and less than 1, got {rate}")
     weights = attention_weights(q, k, mask=key_mask[:, None, None, :])
@@ -455,16 +475,7 @@ __device__ void load_head(float* tile, int stride, const float* rows, int row_st
 """
 
 
-ROW_TOOLS = r"""
-#define PAD 1                                           // one unused float at the end of each row of a tile
-__device__ float row_max(float x) {                     // over the TILE threads that share a row of the tile
-  for (int o = TILE / 2; o > 0; o /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, o));
-  return x;
-}
-__device__ float row_sum(float x) {
-  for (int o = TILE / 2; o > 0; o /= 2) x += __shfl_xor_sync(0xffffffff, x, o);
-  return x;
-}
+ROW_TOOLS = ROW_OF_A_TILE + r"""
 __device__ float dot(const float* a, const float* b, int d) {
   float sum = 0.0f;
   for (int t = 0; t < d; ++t) sum += a[t] * b[t];
@@ -565,7 +576,7 @@ def multi_head_attention_cuda(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None,
 
     NumPy arrays and CPU tensors run on the CPU, CUDA tensors on the GPU. Computed in single precision, returned in
     the kind and type of x_q. Not differentiable.
-    d_head + d_v up to 1,804 where a block may have 227 KB of shared memory, 1,292 on sm_80, 780 on sm_120.
+    d_head + d_v up to 1,805 where a block may have 227 KB of shared memory, 1,293 on sm_80, 781 on sm_120.
     """
     check_projections(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads)
     q, k, v = (project_in_tiles(x, w) for x, w in ((x_q, w_q), (x_kv, w_k), (x_kv, w_v)))

@@ -36,7 +36,10 @@
 #   (10) · comparison with `nn.MultiheadAttention` (5).
 # - *Hour 2.* 2.5: the jump, the two patterns, one layer cannot (18) · 2.6: sum over heads, one head off, a group off
 #   (12) · cross-attention: the alignment (8) · 2.7 and the CUDA arithmetic (12).
-# - *At home.* 2.1 and 2.3 after hour 1, 2.4 to 2.6 after hour 2; CUDA for volunteers.
+# - *Before.* Cells tagged `slow` take up to half a minute: run the one of 2.1 before the prediction, that of 2.5 and
+#   the translators at the start of hour 2.
+# - *At home.* 2.1 and 2.3 after hour 1 (until then the finished versions stand in), 2.4 to 2.6 after hour 2; CUDA for
+#   volunteers.
 # - *Questions that come.* Why does a layer with one head not simply look at both? It does; the values come back mixed
 #   (2.1). Are heads with clear names the rule? In this model yes, in MiniLM few have any (Going further).
 
@@ -77,7 +80,7 @@ from utils.data import Vocabulary
 #
 # $$ v_a \qquad\qquad v_a + v_b \qquad\qquad v_a - v_b $$
 #
-# *Predict.* Which of the three can one head learn, whatever its size? Which can two heads?
+# *Predict.* Which of the three can one head learn in 400 steps? Which can two heads?
 
 # %%
 from attention.multi_head import MultiHeadAttention
@@ -100,8 +103,8 @@ class TwoLookups(nn.Module):
 print("parameters:", {heads: sum(p.numel() for p in TwoLookups(heads).parameters()) for heads in (1, 2)})
 
 # %% [markdown]
-# One head of 32 numbers or two heads of 16: the parameters are as many, and so are the FLOPs. `MultiHeadAttention` is
-# borrowed from part 3.
+# One head of 32 numbers or two heads of 16: they have equally many parameters and cost equally many FLOPs.
+# `MultiHeadAttention` is borrowed from part 3.
 
 # %%
 def lookups(rng, batch=128, n_keys=8):
@@ -112,7 +115,7 @@ def lookups(rng, batch=128, n_keys=8):
     asked, found = (np.take_along_axis(x, places, axis=1) for x in (keys, values))
     return [torch.from_numpy(x) for x in (keys, values, asked[:, 0], asked[:, 1], found[:, 0], found[:, 1])]
 
-tasks = {"$v_a$": lambda a, b: a, "$v_a + v_b$": lambda a, b: a + b, "$v_a - v_b$": lambda a, b: a - b}
+tasks = {"$v_a$": lambda a, b: a, "$v_a+v_b$": lambda a, b: a + b, "$v_a-v_b$": lambda a, b: a - b}
 exam = lookups(np.random.default_rng(99), batch=2000)
 
 def explained(task, n_heads, seed):
@@ -124,26 +127,28 @@ def explained(task, n_heads, seed):
     with torch.no_grad():
         return 1 - (loss(model, exam) / task(*exam[4:]).var()).item()
 
-# %%
+# %% tags=["slow"]
 shares = {(name, heads): [explained(task, heads, seed) for seed in range(3)]
           for name, task in tasks.items() for heads in (1, 2)}
 
 # %%
-plotting.bars({f"{name}, {heads} head{'s' * (heads > 1)}": values for (name, heads), values in shares.items()},
+plotting.bars({f"{name}, {heads}\N{NO-BREAK SPACE}head{'s' * (heads > 1)}": v for (name, heads), v in shares.items()},
               ylabel="share of the variance explained",
               title="One head can add two values, but not subtract them")
 plotting.show("Six bars with three seeds each: all near 1, except one head on the difference, near one half.")
-one, two = shares["$v_a - v_b$", 1], shares["$v_a - v_b$", 2]
+one, two = shares["$v_a-v_b$", 1], shares["$v_a-v_b$", 2]
 print("difference: one head below 0.75 for each seed: ", max(one) < 0.75)
 print("            two heads above 0.85 for each seed:", min(two) > 0.85)
-print("sum: one head above 0.9 for each seed:         ", min(shares["$v_a + v_b$", 1]) > 0.9)
+print("sum: one head above 0.9 for each seed:         ", min(shares["$v_a+v_b$", 1]) > 0.9)
 
 # %% [markdown]
 # One head does look at both keys. But its weights are positive and what comes back is mixed: $p_a v_a + p_b v_b$. From
-# that a sum can be read off, a difference cannot; the best one head can do is to look at one of the two, which explains
-# half. Two heads bring two blends, and the last layer subtracts.
+# that a sum can be read off, a difference cannot: both values count in the same direction. As long as the weights do
+# not depend on the values, the best is to look at one of the two, and that explains half. (Here the keys carry the
+# values too. Longer training can use that, and gains a little.) Two heads bring two blends, and the last layer
+# subtracts.
 #
-# Vaswani et al. (2017, section 3.2.2) say it so: heads let a model "jointly attend to information from different
+# Vaswani et al. (2017, section 3.2.2) put it like this: heads let a model "jointly attend to information from different
 # representation subspaces at different positions. With a single attention head, averaging inhibits this." It is not
 # looking at two places that is inhibited. It is telling apart what was found there.
 
@@ -181,8 +186,8 @@ print("query 1: ", np.round(out_loop[1, :5], 4))
 
 # %% [markdown]
 # How many parameters is that? With $d_\text{head} = d_\text{model} / h$, the four matrices hold $4\, d_\text{model}^2$
-# numbers, whatever $h$ is. PyTorch's layer has as many. It keeps them otherwise: its three input matrices lie on top of
-# each other in one, `in_proj_weight`, and each is transposed, because torch computes `x @ w.T`.
+# numbers, whatever $h$ is. PyTorch's layer has as many. It stores them differently: its three input matrices are
+# stacked in one, `in_proj_weight`, and each is transposed, because torch computes `x @ w.T`.
 
 # %%
 torch_layer = nn.MultiheadAttention(d_model, n_heads, bias=False, batch_first=True, dtype=torch.float64)
@@ -199,14 +204,15 @@ print("ours:", ours, " torch:", sum(p.numel() for p in torch_layer.parameters())
 #
 # | argument | shape | meaning |
 # |---|---|---|
-# | `in_proj_weight` | `(3 * d_model, d_model)` | the matrices of queries, keys and values, each `(d_out, d_in)` |
-# | `out_proj_weight` | `(d_model, d_model)` | the last matrix, `(d_out, d_in)` |
+# | `in_proj_weight` | `(3 * d_model, d_model)` | array or tensor; matrices of queries, keys, values, `(d_out, d_in)` |
+# | `out_proj_weight` | `(d_model, d_model)` | array or tensor; the last matrix, `(d_out, d_in)` |
 #
-# Returns `(w_q, w_k, w_v, w_o)`, each `(d_model, d_model)`.
+# Returns `(w_q, w_k, w_v, w_o)`, each `(d_model, d_model)`: arrays of arrays, tensors of tensors.
 #
 # <details><summary>Hint</summary>
 #
-# Cut first, along the first axis, into three equal parts; then transpose each part.
+# Cut first, along the first axis, into three equal parts; then transpose each part. Slices and `.T` work on arrays and
+# on tensors.
 #
 # </details>
 
@@ -217,7 +223,7 @@ def weights_from_torch(in_proj_weight, out_proj_weight):
     in_proj_weight (3 * d_model, d_model), out_proj_weight (d_model, d_model), arrays or tensors.
     Returns (w_q, w_k, w_v, w_o), each (d_model, d_model). ValueError for other shapes.
     """
-    d_model = in_proj_weight.shape[1]
+    d_model = in_proj_weight.shape[-1]
     if tuple(in_proj_weight.shape) != (3 * d_model, d_model) or tuple(out_proj_weight.shape) != (d_model, d_model):
         raise ValueError("in_proj_weight and out_proj_weight must have shapes (3 * d_model, d_model) and "
                          f"(d_model, d_model), got {tuple(in_proj_weight.shape)} and {tuple(out_proj_weight.shape)}")
@@ -297,15 +303,16 @@ print("heads that notice a change of number 0:", noticed)
 #
 # | argument | shape | meaning |
 # |---|---|---|
-# | `x` | `(..., seq, n_heads * d_head)` | one row for each token, the heads side by side |
+# | `x` | `(..., seq, n_heads * d_head)` | array or tensor; one row for each token, the heads side by side |
 # | `n_heads` | int | into how many the last axis is cut |
 #
-# Returns `(..., n_heads, seq, d_head)`: head $i$ has the columns $i\, d_\text{head}$ to $(i + 1)\, d_\text{head}$.
+# Returns `(..., n_heads, seq, d_head)`, an array or a tensor as `x` is: head $i$ has the columns $i\, d_\text{head}$ to
+# $(i + 1)\, d_\text{head}$.
 #
 # <details><summary>Hint</summary>
 #
-# `reshape` may cut the last axis in two, without moving a number: `(..., seq, n_heads, d_head)`. Then swap two axes.
-# Reshaping straight to the final shape would cut at other places.
+# `x.reshape` may cut the last axis in two, without moving a number: `(..., seq, n_heads, d_head)`. Then `swapaxes`
+# swaps two axes. Reshaping straight to the final shape would cut at other places.
 #
 # </details>
 
@@ -455,7 +462,8 @@ for h in (1, 2, 4, 8, 16):
 
 # %% [markdown]
 # The FLOPs do not move: $h$ heads of $1/h$ the size. The memory does: each head has an $n \times n$ matrix of its own,
-# so the scores need $h\, n^2$ numbers, if they are written out at all (lecture 06 does not write them).
+# so the scores need $h\, n^2$ numbers, if they are written out at all (lecture 06 does not write them). The peak is
+# three such arrays: softmax holds one more while it works.
 #
 # #### What is the price of many heads, then?
 #
@@ -465,12 +473,13 @@ for h in (1, 2, 4, 8, 16):
 for h in (1, 4, 16, 64):
     q, k = (split_heads(x @ w, h) for w in matrices[:2])
     ranks = np.linalg.matrix_rank(q @ k.swapaxes(-1, -2))
-    print(f"{h:2d} heads: the {n} x {n} scores of a head have rank {ranks.max()}")
+    print(f"h = {h:2d}: the {n} x {n} scores of a head have rank {ranks.max()}")
 
 # %% [markdown]
 # With 64 heads of size 1, a token is found by a single number. Many heads look at many things, each with poor eyes.
-# Bhojanapalli et al. (2020, arXiv 2002.07028) call this the low-rank bottleneck and propose to choose
-# $d_\text{head}$ freely. Nothing forbids it: the function above takes any number of columns that $h$ divides.
+# Bhojanapalli et al. (2020, arXiv 2002.07028) call this the low-rank bottleneck and propose to make $d_\text{head}$ as
+# large as the input is long, whatever $h$ is. Nothing forbids it: the function above takes any number of columns that
+# $h$ divides.
 
 # %%
 wide_q, wide_k, wide_v = rng.standard_normal((3, d_model, 16 * 24)) / np.sqrt(d_model)      # 16 heads of 24, not of 4
@@ -487,7 +496,10 @@ print("16 heads of 24:", multi_head_attention_numpy(x, x, wide_q, wide_k, wide_v
 
 # %% tags=["export"]
 def multi_head_attention_torch(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, causal=False):
-    """Multi-head attention in PyTorch; arguments, shapes and errors as multi_head_attention_numpy, differentiable."""
+    """Multi-head attention in PyTorch; arguments, shapes and errors as multi_head_attention_numpy, differentiable.
+
+    All tensors are of one float type.
+    """
     check_projections(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads)
     q, k, v = split_heads(x_q @ w_q, n_heads), split_heads(x_kv @ w_k, n_heads), split_heads(x_kv @ w_v, n_heads)
     return merge_heads(attention_torch(q, k, v, mask, causal)) @ w_o
@@ -512,7 +524,7 @@ print("gradients agree to 1e-12:", all(same))
 
 # %% tags=["export"]
 class Positions(nn.Module):
-    """How a model knows the order of its tokens. This one knows nothing; a scheme overrides one of the three hooks."""
+    """How a model knows the order of its tokens. This one knows nothing; a scheme overrides one of its methods."""
 
     def embed(self, x, positions):
         """Add positions to embeddings. x (batch, seq, d_model), positions integers (seq,) or (batch, seq)."""
@@ -534,6 +546,13 @@ def masked_softmax(scores, mask=None, causal=False):
     """
     if mask is not None and mask.dtype != torch.bool:
         raise ValueError(f"mask must be boolean with True = may attend, got {mask.dtype}")
+    if mask is not None:
+        try:
+            fits = torch.broadcast_shapes(mask.shape, scores.shape) == scores.shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise ValueError(f"mask must broadcast to {tuple(scores.shape)}, got shape {tuple(mask.shape)}")
     if causal:
         allowed = torch.from_numpy(causal_mask(*scores.shape[-2:])).to(scores.device)
         mask = allowed if mask is None else allowed & mask
@@ -603,7 +622,7 @@ print("nothing to attend to: output 0 and gradient 0:", (module(a, b, mask=nowhe
 # tokens, which attention alone does not know (lecture 03).
 #
 # A position can enter in three places: added to the embeddings, as a rotation of queries and keys, or added to the
-# scores. `Positions` has a hook for each. Lecture 03 compares the schemes; today one is enough: a learned number for
+# scores. `Positions` has a method for each. Lecture 03 compares the schemes; today one is enough: a learned number for
 # each head and each distance, added to the scores. (Source of the idea: Raffel et al. 2019, arXiv 1910.10683, T5.)
 
 # %% tags=["export"]
@@ -624,8 +643,9 @@ class DistanceBias(Positions):
         return 4 * self.table[:, distance.clip(-self.reach, self.reach) + self.reach]
 
 # %% [markdown]
-# A layer is attention and a small network for each token alone (the *feed-forward* layer), each behind a norm, and each
-# *added* to what came in. That sum is called the **residual stream**: layers read from it and write to it.
+# A layer is attention and a small network for each token alone (the *feed-forward* layer), each preceded by a norm, and
+# each *added* to what came in. (A *norm* brings each token's vector to mean 0 and variance 1, then scales it.) That sum
+# is called the **residual stream**: layers read from it and write to it.
 
 # %% tags=["export"]
 @dataclass(frozen=True)
@@ -664,9 +684,10 @@ class Block(nn.Module):
 
 # %% tags=["export"]
 def check_ids(name, ids, vocab_size):
-    """Raise ValueError, in one sentence, unless ids are integers (batch, seq) from 0 to vocab_size - 1."""
-    if ids.dim() != 2 or ids.is_floating_point():
-        raise ValueError(f"{name} must be integers (batch, seq), got {ids.dtype} of shape {tuple(ids.shape)}")
+    """Raise ValueError, in one sentence, unless ids are int32 or int64 (batch, seq) from 0 to vocab_size - 1."""
+    if ids.dim() != 2 or ids.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"{name} must be integers (batch, seq), int32 or int64, "
+                         f"got {ids.dtype} of shape {tuple(ids.shape)}")
     if ids.numel() and not 0 <= ids.min() <= ids.max() < vocab_size:
         raise ValueError(f"{name} must lie in 0 ... {vocab_size - 1}, got {ids.min()} to {ids.max()}")
 
@@ -690,12 +711,12 @@ class TransformerLM(nn.Module):
         self.blocks = nn.ModuleList(Block(config, attention(config, layer, self.positions), norm)
                                     for layer in range(config.n_layers))
         self.norm = norm(config.d_model)
-        self.unembedding = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.unembedding = nn.Linear(config.d_model, config.vocab_size, bias=False)     # to one score for each word
 
     def forward(self, ids, mask=None, positions=None, caches=None):
         """mask boolean, True = may attend, beside the causal one, broadcastable to (batch, n_heads, seq, n_keys).
 
-        positions: integers (seq,) or (batch, seq), by default 0, 1, ... behind what the caches hold.
+        positions: integers (seq,) or (batch, seq), by default 0, 1, ... after what the caches hold.
         caches: one for each layer, with `length`, the tokens seen so far, and update(k, v); see lecture 05.
         ValueError where ids are not integers (batch, seq) below vocab_size.
         """
@@ -730,13 +751,17 @@ print("predictions that changed:", torch.nonzero(moved).flatten().tolist())
 # %% [markdown]
 # ### Looking inside: every activation in a dictionary
 #
-# **How does one see what a head does?** With forward hooks (lecture 01). Libraries such as TransformerLens give every
-# step of a model a name and keep what passed through it. That takes about twenty lines, and twenty more to change it.
+# **How does one see what a head does?** With forward hooks: functions that PyTorch calls with the output of a module
+# (lecture 01, Going further). Libraries such as TransformerLens give every step of a model a name and keep what passed
+# through it. That takes about twenty lines, and twenty more to change it.
 
 # %% tags=["export"]
 @contextmanager
 def record(model, names=("weights", "outputs")):
-    """During the block, keep what leaves the modules of these last names: {"blocks.0.attention.weights": tensor}."""
+    """During the block, keep what leaves the modules of these last names: {"blocks.0.attention.weights": tensor}.
+
+    Hooks run in the order in which they came: enter it after without_heads to see what is left.
+    """
     cache, handles = {}, []
     for path, module in model.named_modules():
         if path.split(".")[-1] in names:
@@ -789,8 +814,9 @@ print("head 2 of layer 0 is silent:", (cache["blocks.0.attention.outputs"][0, 2]
 # ### 2.5 Pattern specialisation per head
 #
 # **Do heads come to do different things, if nobody tells them to?** A task in which it can be seen: a random segment of
-# 8 to 20 different tokens, repeated until 40 tokens are full. In the first round nothing can be predicted. In the
-# second everything can: find the last place where the present token stood, and say what came after it.
+# 8 to 20 different tokens, repeated until 40 tokens are full. In the first round almost nothing can be predicted (only
+# that no token comes twice). In the second everything can: find the last place where the present token stood, and say
+# what came after it.
 
 # %%
 def repeated(seed, batch=32, vocab=32, seq_len=40):
@@ -848,7 +874,7 @@ def attention_maps(model, ids=ids_20):
         model(ids)
     return torch.stack(list(cache.values())).mean(1).numpy()
 
-# %%
+# %% tags=["slow"]
 two_layers = [attention_only(2, seed) for seed in range(3)]
 
 # %%
@@ -863,10 +889,11 @@ figure, axes = plt.subplots(1, 2, figsize=(10, 4))
 for ax, which, name in zip(axes, (1, 0), ("loss in the second round (nats)", "accuracy in the second round")):
     curves = {"two layers": measured(two_layers, which), "one layer": measured(one_layer, which)}
     plotting.curves(curves, x=steps, ax=ax, xlabel="training step", ylabel=name)
-axes[0].set_title("After a plateau two layers fall off a cliff,")
-axes[1].set_title("one layer never does")
+axes[0].set_title("Loss: two layers fall suddenly, one slowly")
+axes[1].set_title("Accuracy: two reach 1, one stays near 0.1")
 plotting.show("Loss and accuracy in the second round against training steps, three runs each: with two layers a long "
-              "plateau and then a sudden jump to accuracy 1, with one layer the plateau only.")
+              "plateau and then a sudden jump to accuracy 1; with one layer the loss sinks slowly and the accuracy "
+              "stays near 0.1.")
 
 # %%
 accuracy = np.array(measured(two_layers, 0))
@@ -878,7 +905,7 @@ print("one layer:  below 0.3 at the end, for each seed:       ", max(run[-1] for
 # %% [markdown]
 # One layer cannot. A head scores a key by the key's token, the query's token and their distance. The key that is wanted
 # is the one *whose predecessor* equals the query's token, and in a single layer no key knows its predecessor. Somebody
-# has to write it there first.
+# has to write it there first. (What one layer gains: the next token is one of those seen some way back.)
 #
 # #### Exercise 2.4: two patterns  (difficulty 2 of 5, 10 minutes)
 #
@@ -930,18 +957,28 @@ for layer in (0, 1):
     for name, scores in (("previous", previous), ("induction", induction)):
         print(f"layer {layer}, {name:10s}" + "".join(f"{score:8.1f}" for score in scores[layer]))
 
+best = maps[0, previous[0].argmax()]
+one_back, far = np.diagonal(best, -1), np.tril(best, -7).sum(-1)               # DistanceBias has one number from 7 on
+early, late, far = one_back[:8].mean(), one_back[-20:].mean(), far[-20:].mean()
+print(f"best previous-token head: {early:.1f} in its first 8 rows, {late:.1f} in the last 20")
+print(f"in these 20 rows keys 7 or more back get {far:.1f} of the weight")
+
 # %%
 plotting.heads(attention_maps(two_layers[0][0], ids_20[:1]),
-               title="Some heads of layer 0 look one back; layer 1 looks behind the last occurrence")
+               title="Some heads of layer 0 look one back; layer 1 looks after the last occurrence")
 plotting.show("Attention maps of two layers of four heads on one sequence of two rounds: in layer 0 some heads "
-              "have a diagonal one below the main one, in layer 1 all have a bright one 19 tokens back in round two.")
+              "have a diagonal one below the main one (head 2's is the main one: it looks at itself), in layer 1 all "
+              "have a bright one 19 tokens back in round two.")
 
 # %% [markdown]
-# Layer 0 copies to each token what stood before it. Layer 1 then compares the present token with *that*, and finds the
-# place behind the last occurrence: **induction heads** (Elhage et al. 2021; Olsson et al. 2022, arXiv 2209.11895). Two
-# heads work together that were never told of each other.
+# They do, but by layer: in layer 0 some heads look one back and others do not; in layer 1 all four have learned the
+# same thing. Layer 0 copies to each token what stood before it. (Why is the score only a half? It is an average: 0.9
+# in the first rows, 0.3 in the last, where the many keys 7 or more back take most of the rest, each very little.)
+# Layer 1 then compares the present token with *that*, and finds the token after the last occurrence: **induction
+# heads** (Elhage et al. 2021; Olsson et al. 2022, arXiv 2209.11895). Heads of two layers work together, and nobody
+# told them of each other.
 #
-# *Predict.* In training, does the first half of the circuit come long before the second?
+# *Predict.* In training, does the previous-token half come long before the induction half?
 
 # %%
 def best_heads(runs):
@@ -960,11 +997,12 @@ half_way = np.array([[steps[np.argmax(np.array(curve) > curve[-1] / 2)] for curv
 print("all three pass half of their final value within 50 steps, each seed:", (np.ptp(half_way, axis=0) <= 50).all())
 
 # %% [markdown]
-# It does not. A plausible reason: neither half is of any use without the other, so neither grows alone; once both
-# have a little, each makes the other worth more. The paper reports such a jump in much larger models: the heads form "at
+# It does not. A plausible reason: neither half is of any use without the other, so neither grows alone; once both have
+# a little, each makes the other worth more. The paper reports such a jump in much larger models: the heads form "at
 # precisely the same point as a sudden sharp increase in in-context learning ability, visible as a bump in the training
-# loss" (abstract). For small attention-only models it calls its evidence causal, for models with feed-forward layers
-# correlational. The causal test is next: take a head out.
+# loss" (abstract). (*In-context learning* is getting better along the text, without training.) For small
+# attention-only models it calls its evidence causal, for larger models with feed-forward layers correlational. The
+# causal test is next: take a head out.
 
 # %% [markdown]
 # ### 2.6 Output aggregation
@@ -975,6 +1013,8 @@ print("all three pass half of their final value within 50 steps, each seed:", (n
 # $$ [\text{head}_1; \ldots; \text{head}_h]\, W^O = \sum_i \text{head}_i\, W^O_i $$
 #
 # #### Exercise 2.5: who wrote what  (difficulty 2 of 5, 10 minutes)
+#
+# Compute what each head alone adds to the output, before the sum.
 #
 # | argument | shape | meaning |
 # |---|---|---|
@@ -994,9 +1034,12 @@ print("all three pass half of their final value within 50 steps, each seed:", (n
 def head_contributions(heads, w_o):
     """What each head adds to the output of multi-head attention; the sum over the heads is merge_heads(heads) @ w_o.
 
-    heads (..., n_heads, seq, d_v), w_o (n_heads * d_v, d_model). Returns (..., n_heads, seq, d_model). ValueError where
-    w_o has another number of rows.
+    heads (..., n_heads, seq, d_v), w_o (n_heads * d_v, d_model). Returns (..., n_heads, seq, d_model). ValueError for
+    other numbers of axes or rows.
     """
+    if len(heads.shape) < 3 or len(w_o.shape) != 2:
+        raise ValueError("heads must have at least three axes (n_heads, seq, d_v) and w_o two, got shapes "
+                         f"{tuple(heads.shape)} and {tuple(w_o.shape)}")
     n_heads, d_v = heads.shape[-3], heads.shape[-1]
     if len(w_o) != n_heads * d_v:
         raise ValueError(f"w_o must have n_heads * d_v = {n_heads * d_v} rows, got {len(w_o)}")
@@ -1040,43 +1083,46 @@ for model, _, _ in two_layers:
 print("accuracy without:", "  ".join(f"{layer}.{head}" for layer, head in everyone), "  (layer.head)")
 for seed in range(3):
     print(f"seed {seed}, zero:    ", "  ".join(f"{a:.1f}" for a in zero[seed]))
-    print(f"        mean:    ", "  ".join(f"{a:.1f}" for a in mean[seed]))
+    print("        mean:    ", "  ".join(f"{a:.1f}" for a in mean[seed]))
 
 # %% [markdown]
-# Nearly all of them. Each head alone is dispensable, and it would be wrong to conclude that none is needed. Several do
-# the same, and stand in for each other. Silence them **as a group**: all heads of layer 0 that look one back, and, for
-# comparison, all the other heads of layer 0.
+# Most of them. The worst single loss is a fifth of the answers, in two seeds of three. (Zero and mean agree to the
+# printed digit: these heads add nothing constant that others count on.) It would be wrong to conclude that no head
+# matters more than that: several may do the same, and stand in for each other. Silence them **as a group**: all heads
+# of layer 0 that look one back, and, for comparison, the most harmful other group of as many heads of layer 0.
 
 # %%
-def groups(model):
-    """The heads of layer 0: those that look at the previous token, and the rest."""
+from itertools import combinations
+
+def copiers(model):
+    """The heads of layer 0 that look at the previous token."""
     scores = pattern_scores(attention_maps(model), 20)[0][0]
-    return [(0, h) for h in range(4) if scores[h] > 0.25], [(0, h) for h in range(4) if scores[h] <= 0.25]
+    return tuple((0, h) for h in range(4) if scores[h] > 0.25)
 
-table = {"previous-token heads": [], "other heads of layer 0": [], "induction score left": []}
-for model, _, _ in two_layers:
-    copiers, others = groups(model)
-    table["previous-token heads"].append(accuracy_without(model, copiers))
-    table["other heads of layer 0"].append(accuracy_without(model, others))
-    with without_heads(model, copiers):
-        table["induction score left"].append(pattern_scores(attention_maps(model), 20)[1][1].max())
-    print("previous-token heads:", len(copiers), "  others in layer 0:", len(others))
+without = {"none": [], "worst others": [], "previous-token heads": []}
+induction_left = []
+for seed, (model, _, _) in enumerate(two_layers):
+    group = copiers(model)
+    others = [other for other in combinations(everyone[:4], len(group)) if other != group]
+    without["none"].append(second_round(model)[0])
+    without["worst others"].append(min(accuracy_without(model, other) for other in others))
+    without["previous-token heads"].append(accuracy_without(model, group))
+    with without_heads(model, group):
+        induction_left.append(pattern_scores(attention_maps(model), 20)[1][1].max())
+    print(f"seed {seed}: {len(group)} previous-token heads, {len(others)} other groups of as many")
 
 # %%
-plotting.bars({"none": [second_round(model)[0] for model, _, _ in two_layers],
-               "the other heads of layer 0": table["other heads of layer 0"],
-               "the previous-token heads of layer 0": table["previous-token heads"]},
-              ylabel="accuracy in the second round",
+plotting.bars(without, ylabel="accuracy in the second round",
               title="Which heads are silent? The previous-token heads are needed, as a group")
-plotting.show("Three bars: accuracy 1 with all heads, near 1 without the other heads of layer 0, near 0.1 without the "
-              "previous-token heads.")
-print("without previous-token heads: accuracy below 0.4, each seed:", max(table["previous-token heads"]) < 0.4)
-print("without the others: above 0.9, each seed:                   ", min(table["other heads of layer 0"]) > 0.9)
-print("and the induction score of layer 1 falls below 0.3:         ", max(table["induction score left"]) < 0.3)
+plotting.show("Three bars: accuracy 1 with all heads, near 0.8 without the most harmful other group of as many heads "
+              "of layer 0, near 0.1 without the previous-token heads.")
+print("without previous-token heads: accuracy below 0.4, each seed:", max(without["previous-token heads"]) < 0.4)
+print("without the worst other group: above 0.6, each seed:        ", min(without["worst others"]) > 0.6)
+print("without previous-token heads the induction score of layer 1 falls below 0.3:", max(induction_left) < 0.3)
 
 # %% [markdown]
 # That is the causal link. Layer 1 was not touched, and still its induction heads lose their target: the token that they
-# look for is written by layer 0.
+# look for is written by layer 0. And it is not a matter of how many heads are silent.
 #
 # #### How many heads does the model need?
 #
@@ -1157,7 +1203,7 @@ class DecoderLayer(nn.Module):
 class EncoderDecoder(nn.Module):
     """A Transformer that translates word ids, with encoder and decoder of n_layers each.
 
-    Sentences are ids (batch, length), padded behind, with the padding, start and end of `Vocabulary`.
+    Sentences are ids (batch, length), padded at the end, with the padding, start and end of `Vocabulary`.
     Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.1, with the norms in front of each part.
     """
 
@@ -1256,18 +1302,18 @@ def aligned(model):
 
 shares = np.array([aligned(model) for model in translators])
 print("best head on the right word in more than 70 % of the words, each seed:", shares.max(1).min() > 0.7)
-print("worst head at least 0.05 below the best, each seed:                   ", np.ptp(shares, axis=1).min() > 0.05)
+print("every head on it in more than half of the words, each seed:           ", shares.min() > 0.5)
 
 # %%
-best = shares[0].argmax()
 pair = test[row]
-map_ = cache["decoder.0.cross_attention.weights"][row, best, :len(pair.target), :len(pair.source) + 1].numpy()
-plotting.alignment(map_, [*pair.source, "end"], pair.target, title="The best cross head crosses where German does")
-plotting.show("Cross-attention of the best-aligned head: a diagonal from English to German words, crossed where German "
+map_ = cache["decoder.0.cross_attention.weights"][row, 2, :len(pair.target), :len(pair.source) + 1].numpy()
+plotting.alignment(map_, [*pair.source, "end"], pair.target, title="A cross head crosses where German does")
+plotting.show("Cross-attention of head 2: a diagonal from English to German words, crossed where German "
               "says the unit before the ten.")
 
 # %% [markdown]
-# Nobody told it which word translates which. The other heads look elsewhere as well, and the translation is right.
+# All four, more or less: nobody told them which word translates which, and each finds most of the right words. Heads
+# need not share the work out.
 #
 # The keys and values of the cross-attention are the decoder layer's own: its $W^K$ and $W^V$, applied to the encoder's
 # output. They do not depend on what has been written so far, so a real decoder computes them once for each sentence.
@@ -1313,6 +1359,8 @@ print("large scores give no nan:                 ", not np.isnan(large).any())
 # %% [markdown]
 # #### Exercise 2.6: mend it  (difficulty 3 of 5, 15 minutes)
 #
+# Write the function anew, without the five faults.
+#
 # | argument | shape | meaning |
 # |---|---|---|
 # | `q` | `(batch, n_heads, n_queries, d_head)` | queries |
@@ -1327,7 +1375,8 @@ print("large scores give no nan:                 ", not np.isnan(large).any())
 # <details><summary>Hint</summary>
 #
 # `(batch, n_keys)` against `(batch, n_heads, n_queries, n_keys)`: broadcasting aligns at the last axis. With three
-# sentences of three tokens it does not even complain. `softmax` of lecture 01 takes rows of -inf.
+# sentences of three tokens it does not even complain. `attention_weights` of lecture 01, imported at the top, shifts
+# the scores and gives zeros where nothing is allowed.
 #
 # </details>
 
@@ -1337,8 +1386,11 @@ def attention_with_dropout(q, k, v, key_mask, keep, rate):
 
     q (batch, n_heads, n_queries, d_head), k, v (batch, n_heads, n_keys, d_head); key_mask (batch, n_keys) boolean,
     True = may attend; keep (batch, n_heads, n_queries, n_keys) boolean, False = dropped; rate: the share dropped, what
-    is kept is divided by 1 - rate. A row with nothing to attend to is zero. ValueError for a rate outside [0, 1).
+    is kept is divided by 1 - rate. A row with nothing to attend to is zero. ValueError for a rate outside [0, 1) and
+    for a key_mask that is not boolean.
     """
+    if key_mask.dtype != bool:
+        raise ValueError(f"key_mask must be boolean with True = may attend, got {key_mask.dtype}")
     if not 0 <= rate < 1:
         raise ValueError(f"rate must be at least 0 and less than 1, got {rate}")
     ### BEGIN SOLUTION
@@ -1395,22 +1447,23 @@ for h in (1, 4, 32):
     with Products() as batch:
         together = batched(x, *w, h)
     same = torch.allclose(one_by_one, together, atol=1e-12)
-    print(f"{h:2d} heads: {loop.count:3d} products in the loop, {batch.count} batched; equal to 1e-12: {same}")
+    print(f"h = {h:2d}: {loop.count:3d} products in the loop, {batch.count} batched; equal to 1e-12: {same}")
 
 # %% tags=["nbval-ignore-output"]
 import time
 
-def median_ms(function, h, repeats=21):
-    times = []
+def best_ms(function, h, repeats=51):
+    times = []                                          # a time can be too long, never too short
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         function(x, *w, h)
-        times.append(1e3 * (time.perf_counter() - start))
-    return np.median(times)
+        times.append(1e3 * (time.process_time() - start))
+    return min(times)
 
+print("ms of processor time, the best of 51:")
 for h in (1, 4, 16, 32):
-    loop, batch = median_ms(looped, h), median_ms(batched, h)
-    print(f"{h:2d} heads: loop {loop:5.1f} ms, batched {batch:5.1f} ms, ratio {loop / batch:.1f}")
+    loop, batch = best_ms(looped, h), best_ms(batched, h)
+    print(f"h = {h:2d}: loop {loop:5.1f}, batched {batch:5.1f}, ratio {loop / batch:.1f}")
 
 # %% [markdown]
 # (Times of the machine that built this page, one thread; yours will differ.) With the FLOPs equal, what the loop pays
@@ -1420,8 +1473,8 @@ for h in (1, 4, 16, 32):
 # #### Heads on two machines
 #
 # The sum of section 2.6 lets heads be *distributed*. Each machine gets half of the heads: half of the columns of $W^Q,
-# W^K, W^V$ and half of the rows of $W^O$. They exchange nothing until the end, and then one sum. (Shoeybi et al. 2019,
-# arXiv 1909.08053, train large models this way.)
+# W^K, W^V$ and half of the rows of $W^O$. They exchange nothing until the end, and then one sum; in the backward pass
+# there is one more. (Shoeybi et al. 2019, arXiv 1909.08053, train large models this way.)
 
 # %%
 half = [slice(0, 64), slice(64, 128)]
@@ -1442,7 +1495,7 @@ print("two machines with two heads each:", torch.allclose(sum(partial), batched(
 # %% tags=["export"]
 import functools
 
-from attention.fundamentals import check_arguments
+from attention.fundamentals import ROW_OF_A_TILE, check_arguments
 from utils import cuda
 
 # %% [markdown]
@@ -1528,7 +1581,7 @@ grid, block, arguments, out = project_launch(x, w)
 report = project_kernel().check[grid, block](*arguments)
 tiles = lambda size: -(-size // 16)                                 # how many tiles of 16 cover it
 
-print("problems:", len(report.problems), "  right to 1e-5:", torch.allclose(out, x @ w, atol=1e-4, rtol=1e-5))
+print("problems:", len(report.problems), "  right to 1e-5:", torch.allclose(out, x @ w, atol=1e-5, rtol=1e-5))
 print(f"read    {report.global_loaded:7,} bytes, formula {4 * (n * d * tiles(d) + d * d * tiles(n)):7,}")
 print(f"written {report.global_stored:7,} bytes, formula {4 * n * d:7,}")
 
@@ -1544,7 +1597,8 @@ for tile in (8, 16, 32):
     print(f"tile {tile:2d}: {read:7,} bytes, {2 * n * d * d / read:.1f} FLOPs for each byte read")
 
 # %% [markdown]
-# The larger the tile, the fewer bytes. A block has at most 1,024 threads, and that is 32 × 32.
+# The larger the tile, the fewer bytes. A block has at most 1,024 threads, and that is 32 × 32, with one output a
+# thread. A thread that computes several outputs goes further, as libraries do.
 #
 # ### The losing variant: copy first
 #
@@ -1603,7 +1657,8 @@ plotting.show("Two maps of memory, one warp reading a head in place: heads of 16
 # | `rows` | in global memory, `(n_rows, row_stride)`, row after row; all heads of a token in its row |
 # | `row_stride` | numbers in a whole row, at least `(head + 1) * d_head` |
 # | `head` | which head, from 0 |
-# | `first` | the first row to copy; rows from `n_rows` on do not exist and become 0 |
+# | `first` | the first row to copy |
+# | `n_rows` | how many rows there are; rows from there on are not read and become 0 |
 # | `d_head` | columns of one head, any number |
 #
 # Neighbouring threads must read neighbouring addresses within a row. Read nothing but the head.
@@ -1668,22 +1723,13 @@ for d_head in (1, 2, 4, 8, 12, 16, 32, 64):
 #   columns, so it is merged already;
 # - **scores are kept:** lecture 01 computed each score twice and read K twice. Here the scores of the first `kept` keys
 #   stay in shared memory, and only those after them are computed again;
-# - **the future is not loaded:** with a causal mask, tiles behind a block's last query are left out.
+# - **the future is not loaded:** with a causal mask, tiles after a block's last query are left out.
 #
-# First the tools: two reductions over the sixteen threads of a row, as in lecture 01, a dot product, and the
-# weighted sum of a tile of values.
+# First the tools: from lecture 01 `PAD` and two reductions over the sixteen threads of a row (`row_max`, `row_sum`), a
+# dot product, and the weighted sum of a tile of values.
 
 # %% tags=["export"]
-ROW_TOOLS = r"""
-#define PAD 1                                           // one unused float at the end of each row of a tile
-__device__ float row_max(float x) {                     // over the TILE threads that share a row of the tile
-  for (int o = TILE / 2; o > 0; o /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, o));
-  return x;
-}
-__device__ float row_sum(float x) {
-  for (int o = TILE / 2; o > 0; o /= 2) x += __shfl_xor_sync(0xffffffff, x, o);
-  return x;
-}
+ROW_TOOLS = ROW_OF_A_TILE + r"""
 __device__ float dot(const float* a, const float* b, int d) {
   float sum = 0.0f;
   for (int t = 0; t < d; ++t) sum += a[t] * b[t];
@@ -1824,7 +1870,7 @@ def multi_head_attention_cuda(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None,
 
     NumPy arrays and CPU tensors run on the CPU, CUDA tensors on the GPU. Computed in single precision, returned in
     the kind and type of x_q. Not differentiable.
-    d_head + d_v up to 1,804 where a block may have 227 KB of shared memory, 1,292 on sm_80, 780 on sm_120.
+    d_head + d_v up to 1,805 where a block may have 227 KB of shared memory, 1,293 on sm_80, 781 on sm_120.
     """
     check_projections(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads)
     q, k, v = (project_in_tiles(x, w) for x, w in ((x_q, w_q), (x_kv, w_k), (x_kv, w_v)))
@@ -1930,9 +1976,10 @@ print("read from the packed array, the same to the bit:", torch.equal(out, packe
 
 # %%
 n, d_model = 1024, 512
-print("heads   GFLOPs, d_model = 512   GFLOPs, d_head = 64   scores, million numbers")
+print("GFLOPs of scores and blends:")
+print("heads   with d_model = 512   with d_head = 64   scores, million numbers")
 for h in (8, 16, 32):
-    print(f"{h:5d} {4 * n * n * d_model / 1e9:18.1f} {4 * n * n * h * 64 / 1e9:21.1f} {h * n * n / 1e6:18.0f}")
+    print(f"{h:5d} {4 * n * n * d_model / 1e9:20.1f} {4 * n * n * h * 64 / 1e9:19.1f} {h * n * n / 1e6:18.0f}")
 
 # %% [markdown]
 # ### "Pass the attention scores of the heads through a final linear layer"
@@ -1995,12 +2042,13 @@ print(len(keys), "key matrices;", len({id(deep.get_parameter(name)) for name in 
 # %% [markdown]
 # ### "The energy of a language model is dominated by attention"
 #
-# *At which length does it become half of the FLOPs?*
+# *After how many tokens does attention take half of the FLOPs of the next token?*
 #
 # <details><summary>Answer</summary>
 #
-# For a model of 70 billion parameters, 80 layers and `d_model` 8192, at about 53,000 tokens. At a thousand tokens it is
+# For a model of 70 billion parameters, 80 layers and `d_model` 8192, after about 53,000 tokens. After a thousand it is
 # 2 %. A token costs $2N$ FLOPs in the matrices and $4\,n\,d_\text{model}$ in each layer's attention over $n$ tokens.
+# (A causal prompt as a whole reaches one half at twice the length.)
 #
 # </details>
 
@@ -2065,7 +2113,8 @@ w = attention_maps(two_layers[0][0], torch.tensor([[3, 17, 8, 29, 11, 0, 22, 5] 
 plotting.head_viewer(w, letters, "Two layers of four heads on ABCDEFGH ABCDEFGH: choose layer 1 and the second C.")
 
 # %% tags=["nbval-ignore-output"]
-plotting.bertviz_model_view(w.round(3), letters, "The same two layers of four heads in BertViz's model view.")
+plotting.bertviz_model_view(w.round(3), letters, "The same in BertViz's model view, which is interactive; "
+                            "where scripts do not run, its picture is that above.")
 
 # %% [markdown]
 # *Predict.* MiniLM, the pretrained encoder of lecture 01: will its heads look as tidy?
@@ -2076,15 +2125,14 @@ weights, tokens = data.minilm_attention(sentence)
 plotting.head_viewer(weights, tokens, "Six layers of twelve heads of MiniLM on the sentence about the tired animal.")
 
 # %%
-plotting.bertviz_model_view(weights[2:4].round(3), tokens,
-                            "Layers 2 and 3 of MiniLM (here counted as 0 and 1), twelve heads each, in BertViz.")
+plotting.bertviz_model_view(weights[:2].round(3), tokens, "Layers 0 and 1 of MiniLM, twelve heads each, in BertViz.")
 
 # %% [markdown]
 # ### Do the heads of a real model have names?
 #
 # **In how many of MiniLM's 72 heads is there a pattern that one can name?** Five candidates: the token itself, the one
-# before, the one after, the start token [CLS], the end token [SEP]. A head gets a name if it gives more than half of
-# its weight to one of them, on average over four sentences.
+# before, the one after, the start token [CLS], the end token [SEP]. A head gets a name if it gives more than 0.6 of its
+# weight to one of them, on average over four sentences.
 
 # %%
 texts = [sentence, "The old man the boats while the young wait at home.",
@@ -2102,11 +2150,11 @@ def named_shares(w):
 
 found = [named_shares(data.minilm_attention(text)[0]) for text in texts]
 shares = {name: np.mean([f[name] for f in found], axis=0) for name in found[0]}
-named = {name: int((share > 0.5).sum()) for name, share in shares.items()}
+named = {name: int((share > 0.6).sum()) for name, share in shares.items()}
 print(named, " without a name:", 72 - sum(named.values()))
 
 # %% [markdown]
-# Most have none of these names, and 28 of those that have one look at the start token, which every sentence has (why,
+# Most have none of these names, and 17 of those that have one look at the start token, which every sentence has (why,
 # is a question for lecture 05). Clark et al. (2019, arXiv 1906.04341) looked at BERT with many more candidates and
 # found heads for the next token, for delimiters and for some grammatical relations. A name is a hypothesis that has
 # passed a test; most heads have not been given one.
@@ -2178,27 +2226,31 @@ model = two_layers[0][0]
 shares = rollout(attention_maps(model))[position, :position + 1]
 rises = removal(model, ids_20, position)
 needed = [position, position - 20, position - 19]
-print("rollout:  the four largest shares are at", sorted(np.argsort(-shares)[:4].tolist()))
-print("removing: the three worst losses are at ", sorted(np.argsort(-rises)[:3].tolist()))
-print("needed:                                 ", sorted(needed))
+print("rollout:  the three largest shares are at", sorted(np.argsort(-shares)[:3].tolist()))
+print("removing: the three worst losses are at  ", sorted(np.argsort(-rises)[:3].tolist()))
+print("needed:                                  ", sorted(needed))
+others = [0, 1, 2, 3, 4, 29]
+print(f"rollout's shares of {others}, the largest is 1:", *np.round(shares[others] / shares.max(), 1))
+print("their removal: less than a tenth of the largest rise:", rises[others].max() < 0.1 * rises.max())
 
 # %%
 plotting.curves({"rollout: share": shares / shares.max(), "removal: rise of the loss": rises / rises.max()},
                 xlabel="input position", ylabel="relative to the largest",
                 title="What the prediction at position 30 depends on: tokens 10, 11 and 30")
-plotting.show("Two curves over the input positions 0 to 30, both with peaks at 10, 11 and 30.")
+plotting.show("Two curves over the input positions 0 to 30, highest at 11 and 30 with a shoulder at 10; rollout alone "
+              "also has a low plateau over 0 to 4 and a step at 29.")
 
 # %% [markdown]
-# It does, and it names one more: token 29, which the previous-token heads write into position 30 as they do everywhere,
-# and which this prediction has no use for. Rollout knows where information *went*. Whether it was used, only removal
-# tells.
+# It does. It also gives about a tenth of the largest share to token 29, which the previous-token heads write into
+# position 30, and to each of tokens 0 to 4; replacing any of these raises the loss by less than a tenth of the largest
+# rise. Rollout knows where information *went*. Whether it was used, only removal tells.
 
 # %% [markdown]
 # ### Sentiment: what a layer of attention adds to a bag of words
 #
 # Lecture 01 asked what a sentiment model looks at. Here: **why does it need a Transformer at all?** Reviews of twelve
-# words with one opinion. In half of them *not* stands right before the opinion; in the others it stands somewhere else,
-# where it denies nothing. Every review contains *not*, so counting it says nothing.
+# words with one opinion. In half of them *not* stands right before the opinion; in the others it stands among the first
+# three words, where it denies nothing. Every review contains *not*, so counting it says nothing.
 
 # %%
 words = ["great", "tasty", "kind", "awful", "bland", "rude", "not",
@@ -2249,19 +2301,23 @@ print("one encoder layer: above 0.95, each seed:   ", min(right[True]) > 0.95)
 
 # %%
 with torch.no_grad():
-    for model in readers[True]:
-        votes = model.out(model.layer(model.embedding(exam_x)))                      # (2000, 12, 2)
-        vote = (votes[..., 1] - votes[..., 0])[np.arange(2000), place].numpy()
+    for seed, model in enumerate(readers[True]):
+        logits = model.out(model.layer(model.embedding(exam_x)))                     # (2000, 12, 2)
+        votes = (logits[..., 1] - logits[..., 0]).numpy()
+        vote, before = votes[np.arange(2000), place], votes[np.arange(2000), place - 1]
+        rest = votes.sum(1) - vote - before
         good = exam_x[np.arange(2000), place].numpy() < 3
-        before = (votes[..., 1] - votes[..., 0])[np.arange(2000), place - 1].numpy()
         denied, alone = good & (negated == 1), good & (negated == 0)
-        sides = ["for" if v.mean() > 0 else "against" for v in (vote[alone], vote[denied], before[denied])]
-        print(f"votes of a good word: alone {sides[0]}, behind not {sides[1]}; of the not: {sides[2]}")
+        of_whom = vote[alone], vote[denied], before[denied], rest[denied]
+        sides = ["for" if v.mean() > 0 else "against" for v in of_whom]
+        print(f"seed {seed}: good word alone {sides[0]}, after 'not' {sides[1]};",
+              f"that 'not' {sides[2]}, the other words {sides[3]}")
 
 # %% [markdown]
-# Three seeds, and more than one way. In each of them some vector is no longer that of the dictionary, but rewritten by
-# its neighbour. That is what a *contextual* embedding is. BERT (Devlin et al. 2018, arXiv 1810.04805) is twelve or
-# twenty-four such layers, trained to fill in missing words.
+# Three seeds, and three ways: in the first *great* turns, against all others; in the second everything turns; in the
+# third *great* stays for, and the others, which have read both words, outvote it. In each of them some vector is no
+# longer that of the dictionary, but rewritten by its neighbours. That is what a *contextual* embedding is. BERT
+# (Devlin et al. 2018, arXiv 1810.04805) is twelve or twenty-four such layers, trained to fill in missing words.
 
 # %% [markdown]
 # ## Glossary
@@ -2303,7 +2359,7 @@ Markdown("\n".join(rows))
 #
 # **Exercises left.**
 #
-# 1. One head, unequal weights, and a feed-forward layer behind it: can it subtract after all, if the values are only
+# 1. One head, unequal weights, and a feed-forward layer after it: can it subtract after all, if the values are only
 #    the digits 0 to 9? (Think of $0.9\, v_a + 0.1\, v_b$.)
 # 2. Train the model of section 2.5 with one head in each layer. Does it still jump?
 # 3. Prune the induction model in the *worst* order. How few heads must go before it fails?

@@ -157,13 +157,23 @@ def test_bad_shapes_get_one_sentence():
         m.MultiHeadAttention(8, 2)(torch.zeros(1, 3, 8), torch.zeros(1, 3, 9))
     for call, words in ((lambda: m.weights_from_torch(zeros((8, 4)), zeros((4, 4))), "in_proj_weight and out_proj_weight"),
                         (lambda: m.pattern_scores(zeros((5, 5)), 5), "period must be"),
+                        (lambda: m.weights_from_torch(zeros(3), zeros((1, 1))), "in_proj_weight and out_proj_weight"),
                         (lambda: m.head_contributions(zeros((2, 3, 4)), zeros((9, 4))), "w_o must have"),
+                        (lambda: m.head_contributions(zeros((2, 3)), zeros((6, 4))), "heads must have at least three"),
+                        (lambda: m.head_contributions(zeros((2, 3, 4)), zeros(8)), "and w_o two"),
+                        (lambda: m.attention_with_dropout(*zeros((3, 1, 1, 2, 2)), zeros((1, 2)), 1, 0.0), "key_mask"),
                         (lambda: m.attention_with_dropout(*zeros((3, 1, 1, 2, 2)), zeros((1, 2)) == 0, 1, 1.0), "rate"),
                         (lambda: translator()(torch.zeros(1, 3), torch.zeros(1, 3)), "source must be integers")):
         with pytest.raises(ValueError, match=words):
             call()
     with pytest.raises(ValueError, match="mask must be boolean"):
         m.MultiHeadAttention(8, 2)(torch.zeros(1, 3, 8), mask=torch.ones(3, 3))
+    for shape in ((2, 3), (2, 1, 3, 3), (1, 1, 1, 3, 3)):
+        with pytest.raises(ValueError, match="mask must broadcast to"):
+            m.MultiHeadAttention(8, 2)(torch.zeros(1, 3, 8), mask=torch.ones(shape, dtype=torch.bool))
+    for ids in (torch.zeros(1, 3, dtype=torch.bool), torch.zeros(1, 3, dtype=torch.int8)):
+        with pytest.raises(ValueError, match="ids must be integers"):
+            m.check_ids("ids", ids, 5)
 
 
 @pytest.mark.parametrize("shape", [(3, 8), (2, 5, 12), (2, 3, 1, 4)])

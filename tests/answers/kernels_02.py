@@ -62,6 +62,9 @@ WHOLE_ROWS = (
 }
 """
 )
+LAST_ROW_AGAIN = BY_NUMBER.replace(
+    "    if (t < n_rows) number = rows[(size_t)t *", "    int u = min(t, n_rows - 1);\n    number = rows[(size_t)u *"
+).replace("= number;", "= t < n_rows ? number : 0.0f;")
 TWICE = BY_NUMBER.replace("  for (int e", "  for (int again = 0; again < 2; ++again)\n  for (int e")
 
 RIGHT = {"2.7": [BY_NUMBER, A_ROW_FOR_SIXTEEN_THREADS]}
@@ -81,6 +84,7 @@ WRONG = {
         (BY_COLUMNS, "Number the elements of the tile row after row"),
         (BY_THREAD_ZERO, "requests, where 24 would do"),
         (WHOLE_ROWS, "TILE * d_head elements, not whole rows"),
+        (LAST_ROW_AGAIN, "where only 5 rows of 16 bytes exist"),
         (TWICE, "bytes were read, for a head of"),
     ]
 }

@@ -4,6 +4,7 @@ with words that the report must contain. Those of its kernel are in kernels_02.p
 import numpy as np
 
 from tests.answers import kernels_02
+from utils.checks.lecture_02 import parameter
 
 RIGHT = {number: list(given) for number, given in kernels_02.RIGHT.items()}
 WRONG = {number: list(given) for number, given in kernels_02.WRONG.items()}
@@ -29,8 +30,21 @@ def wrong(number, words):
 
 
 @right("2.1")
+def weights_by_reshape(in_proj_weight, out_proj_weight):
+    d = len(out_proj_weight)
+    w_q, w_k, w_v = in_proj_weight.reshape(3, d, d).swapaxes(1, 2)
+    return w_q, w_k, w_v, out_proj_weight.swapaxes(0, 1)
+
+
+@wrong("2.1", "Use slices and .T: arrays and tensors have both.")
 def weights_by_vsplit(in_proj_weight, out_proj_weight):
     return tuple(np.ascontiguousarray(np.swapaxes(w, 0, 1)) for w in (*np.vsplit(in_proj_weight, 3), out_proj_weight))
+
+
+@wrong("2.1", "Use slices and .T: arrays and tensors have both.")
+def weights_as_arrays(in_proj_weight, out_proj_weight):
+    d = out_proj_weight.shape[0]
+    return *(np.array(in_proj_weight[i * d : (i + 1) * d].T) for i in range(3)), np.array(out_proj_weight.T)
 
 
 @right("2.1")
@@ -68,11 +82,33 @@ def weights_reshaped(in_proj_weight, out_proj_weight):
 
 
 @right("2.2")
+def heads_by_transposes(x, n_heads):
+    return x.swapaxes(-1, -2).reshape(*x.shape[:-2], n_heads, x.shape[-1] // n_heads, x.shape[-2]).swapaxes(-1, -2)
+
+
+@right("2.2")
+def heads_one_by_one(x, n_heads):
+    d_head = x.shape[-1] // n_heads
+    parts = [x[..., i * d_head : (i + 1) * d_head] for i in range(n_heads)]
+    if isinstance(x, np.ndarray):
+        return np.stack(parts, axis=-3)
+    import torch
+
+    return torch.stack(parts, dim=-3)
+
+
+@wrong("2.2", "Use the methods x.reshape and x.swapaxes")
 def heads_by_split(x, n_heads):
     return np.stack(np.split(x, n_heads, axis=-1), axis=-3)
 
 
-@right("2.2")
+@wrong("2.2", "Use the methods x.reshape and x.swapaxes")
+def heads_as_an_array(x, n_heads):
+    x = x if isinstance(x, np.ndarray) else x.detach().numpy()
+    return x.reshape(*x.shape[:-1], n_heads, -1).swapaxes(-3, -2)
+
+
+@wrong("2.2", "Use the methods x.reshape and x.swapaxes")
 def heads_by_moveaxis(x, n_heads):
     *lead, seq, width = x.shape
     return np.moveaxis(np.reshape(x, (*lead, seq, n_heads, width // n_heads)), -2, -3)
@@ -169,6 +205,16 @@ def attention_in_one_head(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, cau
 @wrong("2.3", "causal is not handed on")
 def attention_without_causal(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, causal=False):
     return merged(attended(x_q @ w_q, x_kv @ w_k, x_kv @ w_v, n_heads, mask, False)) @ w_o
+
+
+@wrong("2.3", "Keys come from x_kv")
+def attention_to_the_askers(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, causal=False):
+    return merged(attended(x_q @ w_q, x_q @ w_k, x_kv @ w_v, n_heads, mask, causal)) @ w_o
+
+
+@wrong("2.3", "A head is not a slice of the token")
+def attention_of_slices(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, causal=False):
+    return merged(attended(x_q, x_kv, x_kv, n_heads, mask, causal)) @ w_o
 
 
 @wrong("2.3", "queries come from x_kv")
@@ -280,6 +326,11 @@ def contributions_transposed(heads, w_o):
         w_o.shape), heads.shape[-3]))], axis=-3)
 
 
+@wrong("2.5", "A sum over the heads, not a mean")
+def contributions_to_the_mean(heads, w_o):
+    return contributions_by_einsum(heads, w_o) / heads.shape[-3]
+
+
 @wrong("2.5", "ValueError")
 def contributions_of_two_axes(heads, w_o):
     n_heads, seq, d_v = heads.shape
@@ -348,6 +399,20 @@ def mended_but_for_the_mask(q, k, v, key_mask, keep, rate):
     return weights * keep / (1 - rate) @ v, weights
 
 
+@wrong("2.6", "The mask is laid over the queries")
+def mended_but_for_the_queries(q, k, v, key_mask, keep, rate):
+    from attention.fundamentals import attention_weights
+
+    weights = attention_weights(q, k, mask=key_mask[:, None, :, None])
+    return weights * keep / (1 - rate) @ v, weights
+
+
+@wrong("2.6", "keep is True where a weight stays")
+def mended_but_dropping_what_is_kept(q, k, v, key_mask, keep, rate):
+    weights = weights_mended(q, k, key_mask)
+    return weights * ~keep / (1 - rate) @ v, weights
+
+
 @wrong("2.6", "True means may attend")
 def mended_but_turned(q, k, v, key_mask, keep, rate):
     weights = weights_mended(q, k, ~key_mask)
@@ -379,8 +444,15 @@ maps = np.abs(numbers((2, 4, 40, 40)))
 
 # The arguments that the cells after a check pass on, in kind: axes, dtypes, by position or by name.
 CALLS = {
-    "2.1": [((numbers((48, 16)), numbers((16, 16))), {})],
-    "2.2": [((numbers((7, 16)), 4), {}), ((numbers((2, 3, 16)).astype(np.float32), 4), {})],
+    "2.1": [
+        ((numbers((48, 16)), numbers((16, 16))), {}),
+        ((parameter(numbers((48, 16))), parameter(numbers((16, 16)))), {}),
+    ],
+    "2.2": [
+        ((numbers((7, 16)), 4), {}),
+        ((numbers((2, 3, 16)).astype(np.float32), 4), {}),
+        ((parameter(numbers((2, 3, 16))), 4), {}),
+    ],
     "2.3": [
         ((numbers((5, 16)), numbers((7, 16)), *numbers((4, 16, 16)), 4), {}),
         ((numbers((2, 5, 16)), numbers((2, 7, 16)), *numbers((4, 16, 16)), 4, numbers((5, 7)) > 0, True), {}),

@@ -99,7 +99,7 @@ def _(source, rng):
 
 
 @load_head.property(
-    "rows from n_rows on become 0 and are not read",
+    "rows from n_rows on become 0",
     hint="Compare first + r with n_rows. 99 stood in the tile before.",
 )
 def _(source, rng):
@@ -119,9 +119,15 @@ def _(source, rng):
     must_share(run_head(source, draw(rng, TILE, 48), head=1, d_head=24), enough=24)
 
 
-@load_head.property("each element of the head is read once, and no other", hint="TILE * d_head elements, not whole rows.")
+@load_head.property(
+    "each element of the head is read once, and no other",
+    hint="TILE * d_head elements, not whole rows; and nothing in place of rows that do not exist.",
+)
 def _(source, rng):
     rows = draw(rng, TILE, 48)
     loaded = run_head(source, rows, head=1, d_head=24).global_loaded
     if loaded > rows.nbytes // 2:
         raise Failed(f"{loaded:,} bytes were read, for a head of {rows.nbytes // 2:,} bytes")
+    loaded = run_head(source, draw(rng, 5, 12), head=2, d_head=4).global_loaded
+    if loaded > 5 * 4 * 4:
+        raise Failed(f"{loaded:,} bytes were read, where only 5 rows of 16 bytes exist")

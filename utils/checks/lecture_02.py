@@ -27,11 +27,23 @@ def attend(q, k, v, allowed, scale):
     return out
 
 
+def parameter(array):
+    """An array as a trainable tensor, which NumPy's functions refuse."""
+    import torch  # here, because the process that tries answers imports this file too
+
+    return torch.nn.Parameter(torch.from_numpy(array))
+
+
+def numbers_of(x):
+    return x.detach().numpy() if hasattr(x, "detach") else x
+
+
 # --- 2.1 -------------------------------------------------------------------------------------------------------------
 
 
 @exercise("2.1", MODULE, returns=("w_q", "w_k", "w_v", "w_o"))
 def weights_from_torch(in_proj_weight, out_proj_weight):
+    in_proj_weight, out_proj_weight = numbers_of(in_proj_weight), numbers_of(out_proj_weight)
     d = len(out_proj_weight)
     parts = [in_proj_weight[part * d : (part + 1) * d] for part in range(3)] + [out_proj_weight]
     return tuple(np.array([[w[j, i] for j in range(d)] for i in range(d)]) for w in parts)
@@ -58,12 +70,21 @@ def _(ask, rng):
     ask(draw(rng, 15, 5), draw(rng, 5, 5))
 
 
+@weights_from_torch.property("tensors in, tensors out", hint="Use slices and .T: arrays and tensors have both.")
+def _(ask, rng):
+    ask(parameter(draw(rng, 21, 7)), parameter(draw(rng, 7, 7)))
+
+
 def in_thirds(w):
     return [w[i * w.shape[1] : (i + 1) * w.shape[1]] for i in range(3)]
 
 
+def transposed(w):
+    return w.T
+
+
 def usual_weights(
-    in_proj_weight, out_proj_weight, *, cut=in_thirds, turned=np.transpose, last=np.transpose, order=(0, 1, 2)
+    in_proj_weight, out_proj_weight, *, cut=in_thirds, turned=transposed, last=transposed, order=(0, 1, 2)
 ):
     """The weights in the usual way. The mistakes differ in what follows the `*`; as it stands, it is right."""
     parts = cut(in_proj_weight)
@@ -89,6 +110,7 @@ for message, change in {
     },
     "Keys and queries have changed places.": {"order": (1, 0, 2)},
     "Keys and values have changed places.": {"order": (0, 2, 1)},
+    "Use slices and .T: arrays and tensors have both.": {"turned": np.transpose, "last": np.transpose},
 }.items():
     weights_from_torch.mistake(message)(partial(usual_weights, **change))
 
@@ -98,6 +120,7 @@ for message, change in {
 
 @exercise("2.2", MODULE)
 def split_heads(x, n_heads):
+    x = numbers_of(x)
     d_head = x.shape[-1] // n_heads
     return np.stack([x[..., i * d_head : (i + 1) * d_head] for i in range(n_heads)], axis=-3)
 
@@ -131,6 +154,13 @@ def _(ask, rng):
     ask(draw(rng, 2, 1, 3, 6), 3)
 
 
+@split_heads.property(
+    "a tensor in, a tensor out", hint="Use the methods x.reshape and x.swapaxes: arrays and tensors have both."
+)
+def _(ask, rng):
+    ask(parameter(draw(rng, 7, 6)), 3)
+
+
 def cut_last(x, n_heads):
     return x.reshape(*x.shape[:-1], n_heads, x.shape[-1] // n_heads)
 
@@ -151,6 +181,12 @@ for message, answer in {
     ),
 }.items():
     split_heads.mistake(message)(answer)
+
+for answer in (
+    lambda x, n_heads: np.moveaxis(cut_last(x, n_heads), -2, -3),
+    lambda x, n_heads: np.stack(np.split(x, n_heads, axis=-1), axis=-3),
+):
+    split_heads.mistake("Use the methods x.reshape and x.swapaxes: arrays and tensors have both.")(answer)
 
 
 # --- 2.3 -------------------------------------------------------------------------------------------------------------
@@ -239,6 +275,7 @@ def usual_attention(
     causal=False,
     *,
     sources=(0, 1, 1),
+    project=np.matmul,
     split=split_heads.oracle,
     width=lambda q, w_q: q.shape[-1],
     join=joined,
@@ -250,7 +287,7 @@ def usual_attention(
     """Multi-head attention in the usual way. The mistakes differ in what follows the `*`; as it stands, it is right."""
     n_heads = heads(n_heads)
     x = (x_q, x_kv)
-    q, k, v = (split(x[s] @ w, n_heads) for s, w in zip(sources, (w_q, w_k, w_v)))
+    q, k, v = (split(project(x[s], w), n_heads) for s, w in zip(sources, (w_q, w_k, w_v)))
     scores = q @ k.swapaxes(-1, -2) / np.sqrt(width(q, w_q))
     n_queries, n_keys = scores.shape[-2:]
     allowed = np.ones((n_queries, n_keys), bool)
@@ -270,10 +307,12 @@ for message, change in {
     "The queries come from x_kv: x_q asks.": {"sources": (1, 1, 1)},
     "Keys and values come from x_q: x_kv answers.": {"sources": (0, 0, 0)},
     "x_q and x_kv have changed places.": {"sources": (1, 0, 0)},
+    "Keys come from x_kv, as the values do.": {"sources": (0, 0, 1)},
     "The values come from x_q: both keys and values are x_kv's.": {"sources": (0, 1, 0)},
     "The scores are scaled by the width of all heads together: divide by sqrt(d_head), a head's own width.": {
         "width": lambda q, w_q: w_q.shape[1]
     },
+    "A head is not a slice of the token: project first, then split.": {"project": lambda x, w: x},
     "There is only one head: split the projections before attending.": {"heads": lambda n_heads: 1},
     "merge_heads puts the heads side by side again; a plain reshape mixes the tokens.": {
         "join": lambda found: found.reshape(*found.shape[:-3], found.shape[-2], -1)
@@ -438,6 +477,9 @@ for message, answer in {
     "The blocks are in the wrong order: head 0 owns the first d_v rows.": lambda heads, w_o: (
         heads @ w_o.reshape(*sizes(heads), -1)[::-1]
     ),
+    "A sum over the heads, not a mean: nothing is divided by n_heads.": lambda heads, w_o: (
+        heads @ w_o.reshape(*sizes(heads), -1) / heads.shape[-3]
+    ),
     "Every head uses the first block: each has rows of its own.": lambda heads, w_o: heads @ w_o[: heads.shape[-1]],
 }.items():
     head_contributions.mistake(message)(answer)
@@ -519,6 +561,7 @@ def usual_dropout(
     *,
     placed=for_each_sentence,
     turned=same,
+    kept=same,
     forbidden=-np.inf,
     late=False,
     shifted=True,
@@ -534,7 +577,7 @@ def usual_dropout(
     powers = np.exp(scores - top if shifted else scores)
     total = powers.sum(-1, keepdims=True)
     weights = powers / (np.where(total == 0, 1, total) if guarded else total) * (allowed | (not late))
-    dropped = weights * keep / (1 - rate if enlarged else 1)
+    dropped = weights * kept(keep) / (1 - rate if enlarged else 1)
     if again:
         dropped = dropped / np.where(dropped.sum(-1, keepdims=True) == 0, 1, dropped.sum(-1, keepdims=True))
     return dropped @ v, (weights if back == "before" else dropped)
@@ -546,6 +589,10 @@ for message, change in {
     "What is kept is made to sum to 1 again; dropout only divides it by 1 - rate.": {"again": True},
     "The mask is the wrong way round: True means may attend.": {"turned": np.logical_not},
     "The mask meets the wrong axes: (batch, n_keys) has to become (batch, 1, 1, n_keys).": {"placed": same},
+    "The mask is laid over the queries: (batch, n_keys) has to become (batch, 1, 1, n_keys).": {
+        "placed": lambda key_mask: key_mask[:, None, :, None]
+    },
+    "keep is True where a weight stays.": {"kept": np.logical_not},
     "The mask is applied after the softmax: what is left no longer sums to 1. Mask the scores.": {"late": True},
     "A forbidden score is very low but not -inf: an empty sentence gets the mean of its padding.": {"forbidden": -1e9},
     "exp overflows: subtract the largest score first.": {"shifted": False},
