@@ -36,8 +36,8 @@ def merge_by_lse(outs, lses):
     """Attention over all keys, from attentions over disjoint sets of keys and their log-sum-exps.
 
     outs (n_parts, ..., n_queries, d_v), lses (n_parts, ..., n_queries): arrays or lists of arrays; -inf where a part
-    had nothing to attend to. Returns (out, lse) of shapes (..., n_queries, d_v) and (..., n_queries), in the types of
-    outs and lses; a query with nothing to attend to gets 0 and -inf.
+    had nothing to attend to. Returns (out, lse) of shapes (..., n_queries, d_v) and (..., n_queries), in the
+    float types of outs and lses; a query with nothing to attend to gets 0 and -inf.
     """
     outs, lses = np.asarray(outs), np.asarray(lses)
     top = lses.max(axis=0)
@@ -46,7 +46,7 @@ def merge_by_lse(outs, lses):
     total = shares.sum(axis=0)
     out = (shares[..., None] * outs).sum(axis=0) / np.where(total == 0, 1, total)[..., None]
     with np.errstate(divide="ignore"):                     # the logarithm of an empty row is -inf, as it should be
-        return out.astype(outs.dtype), finite + np.log(total)
+        return out.astype(np.result_type(outs, np.float16)), finite + np.log(total)
 
 
 def check_blocks(block_q, block_k):
@@ -61,7 +61,8 @@ def leading_axes(q, k, v):
     try:
         return np.broadcast_shapes(*axes)
     except ValueError:
-        raise ValueError(f"the leading axes of q, k and v must broadcast, got {axes[0]}, {axes[1]}, {axes[2]}") from None
+        got = f"{axes[0]}, {axes[1]}, {axes[2]}"
+        raise ValueError(f"the leading axes of q, k and v must broadcast, got {got}") from None
 
 
 def flash_attention_numpy(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
@@ -275,11 +276,13 @@ def flash_attention_varlen(q, k, v, cu_queries, cu_keys, causal=False, scale=Non
     q (..., total_queries, d_head), k, v (..., total_keys, d); cu_queries, cu_keys integers (batch + 1,): sequence b has
     the queries cu_queries[b] to cu_queries[b + 1] and the keys cu_keys[b] to cu_keys[b + 1]. causal and scale as in
     flash_attention_numpy, for each sequence. Returns out (..., total_queries, d_v) and lse (..., total_queries).
-    Raises ValueError when the two do not have the same length or do not go from 0 to the number of rows.
+    Raises ValueError when shapes do not fit, or the two do not have the same length or do not go from 0 to the number
+    of rows.
     """
+    check_arguments(q, k, v)
     for name, cu, total in (("cu_queries", cu_queries, q.shape[-2]), ("cu_keys", cu_keys, k.shape[-2])):
-        if len(cu) != len(cu_queries) or cu[0] != 0 or cu[-1] != total or (np.diff(cu) < 0).any():
-            raise ValueError(f"{name} must rise from 0 to {total} in {len(cu_queries)} numbers, "
+        if len(cu) < 2 or len(cu) != len(cu_queries) or cu[0] != 0 or cu[-1] != total or (np.diff(cu) < 0).any():
+            raise ValueError(f"{name} must rise from 0 to {total} in {max(2, len(cu_queries))} numbers, "
                              f"got {np.asarray(cu).tolist()}")
     parts = [flash_attention_numpy(q[..., cu_queries[b]:cu_queries[b + 1], :], k[..., cu_keys[b]:cu_keys[b + 1], :],
                                    v[..., cu_keys[b]:cu_keys[b + 1], :], causal, scale)
@@ -327,7 +330,7 @@ LOST_CONTACT = 5                                           # exit code of a rank
 def ring_rank(rank, n_ranks, folder, shards, positions, causal, scale, time_limit, dies):
     """What one process of the ring runs. shards: its own q, k, v. Writes its output to a file in `folder`.
 
-    dies: the rank that ends without a word before the last exchange, for the experiment, or None.
+    dies: the rank that ends without a word after the first exchange, for the experiment, or None.
     """
     torch.set_num_threads(1)
     store = distributed.FileStore(str(folder / "store"), n_ranks)
@@ -335,7 +338,7 @@ def ring_rank(rank, n_ranks, folder, shards, positions, causal, scale, time_limi
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=n_ranks,
                                        timeout=datetime.timedelta(seconds=time_limit))
         for step, state in enumerate(ring_steps(rank, n_ranks, *shards, positions, causal, scale)):
-            if rank == dies and step == n_ranks - 2:
+            if rank == dies and step == 0:
                 raise SystemExit(3)
         np.save(folder / f"{rank}.npy", state[0])
         distributed.barrier()                              # nobody leaves while another still waits for a message
@@ -378,7 +381,7 @@ def ring_attention(q, k, v, n_ranks=4, causal=False, scale=None, striped=True, t
 
     q, k (n, d_head), v (n, d_v), of one float type, n a multiple of n_ranks. striped: token i belongs to rank i mod
     n_ranks; otherwise each rank has a contiguous part. time_limit: seconds for everything, the start of the processes
-    included. dies: a rank that ends in the middle, to see what happens then.
+    included. dies: a rank that ends after the first exchange, to see what happens then.
     Raises ValueError when shapes do not fit; RuntimeError, within the time limit, when a rank fails or is not done.
     """
     check_arguments(q, k, v)
@@ -447,7 +450,6 @@ __global__ void flash_rows(const float* q, const float* k, const float* v, float
   int i = blockIdx.y * ROWS + threadIdx.x, visible = visible_keys((blockIdx.y + 1) * ROWS, n_queries, n_keys, causal);
   size_t head = blockIdx.x;
   q += (head * n_queries + i) * d, k += head * n_keys * d, v += head * n_keys * d;       // q: this thread's row
-
   float query[D], sum[D], s[KEYS], maximum = -INFINITY, total = 0.0f;
   for (int t = 0; t < D; ++t) query[t] = i < n_queries && t < d ? q[t] : 0.0f, sum[t] = 0.0f;
   for (int first = 0; first < visible; first += KEYS) {
@@ -631,7 +633,6 @@ __global__ void flash_registers(const float* q, const float* k, const float* v, 
   size_t head = blockIdx.x;
   q += head * n_queries * d, k += head * n_keys * d, v += head * n_keys * d;
   int visible = visible_keys(first_query + BQ, n_queries, n_keys, causal);
-
   load_chunks<D>(q_tile, BQ, q, first_query, n_queries, d);
   float maximum[R], total[R] = {};
   float4 sum[R][G] = {};
@@ -886,6 +887,7 @@ def flash_attention_cuda(q, k, v, causal=False, scale=None, block_q=64, block_k=
     """
     check_arguments(q, k, v)
     check_blocks(block_q, block_k)
+    leading_axes(q, k, v)
     dtype = float_type(q)
     rung = {torch.float16: "half", torch.bfloat16: "bfloat16"}.get(dtype, "registers")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
@@ -1007,7 +1009,7 @@ def flash_attention_backward_cuda(q, k, v, out, lse, d_out, causal=False, scale=
 
     q, k and v with equal leading axes; out and lse are what the forward pass returned, d_out is the gradient of out.
     Computed in single precision. Returns (d_q, d_k, d_v) in the shapes and types of q, k and v. d up to 898, on sm_80
-    642, on sm_120 386. Raises ValueError when shapes do not fit.
+    642, on sm_120 386; at most 1,048,560 queries and as many keys. Raises ValueError when shapes do not fit.
     Source: Dao 2023 (arXiv 2307.08691), algorithm 2, with its loop taken apart in two.
     """
     check_backward(q, k, v, out, lse, d_out)

@@ -105,6 +105,7 @@ WRONG = {
         (flash_with(("may_attend(i, first + x, n_queries, n_keys, causal)", "first + x < n_keys")), "may_attend knows the causal mask"),
         (flash_with(("      o_row[c] *= factor;\n", "")), "multiply both by exp(old - new)"),
         (flash_with(("total * factor", "total")), "multiply both by exp(old - new)"),
+        (flash_with(("fmaxf(maximum, row_max(s))", "row_max(s)")), "that factor is 1"),
         (flash_with(("highest == -INFINITY ? 0.0f : highest", "highest")), "shift by 0 there"),
         (flash_with(("row_sum(p_row[x])", "p_row[x]")), "total is their sum over the row"),
         (flash_with(("row_max(s)", "s")), "Weights are exp(score - maximum of the row)"),

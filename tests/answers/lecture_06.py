@@ -79,6 +79,12 @@ def doubled(m, ell, scores):
     return m_new.astype(np.float64), total.astype(np.float64)
 
 
+@wrong("6.1", "ell: expected nan for the row with a score of nan")
+def nan_turned_into_zero(m, ell, scores):
+    m_new, total = one_score_at_a_time(m, ell, scores)
+    return m_new, np.nan_to_num(total)
+
+
 # --- 6.2 -------------------------------------------------------------------------------------------------------------
 
 
@@ -124,6 +130,11 @@ def merged_overflowing(outs, lses):
 def merged_in_double(outs, lses):
     out, lse = merged_two_by_two(outs, lses)
     return out.astype(float), lse.astype(float)
+
+
+@wrong("6.2", "All parts count, not only two.")
+def merged_first_two(outs, lses):
+    return merged_two_by_two(outs[:2], lses[:2])
 
 
 @wrong("6.2", "returned the shape")
@@ -200,18 +211,32 @@ def in_one_piece(q, k, v, causal, scale, shift):
     return (p @ v.astype(work)).astype(q.dtype), lse
 
 
-@wrong("6.3", "an array of 24 x 24 scores, with tiles of 4 x 4")
+@wrong("6.3", "Cut k and v with block_k too")
 def the_whole_matrix(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
     return in_one_piece(q, k, v, causal, scale, k.shape[-2] - q.shape[-2])
 
 
-@wrong("6.3", "an array of 4 x 24 scores, with tiles of 4 x 4")
+@wrong("6.3", "Cut k and v with block_k too")
+def one_query_at_a_time(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
+    return whole_rows(q, k, v, causal, scale, block_q=1)
+
+
+@wrong("6.3", "Cut k and v with block_k too")
 def whole_rows(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
     parts = [
         in_one_piece(q[..., i : i + block_q, :], k, v, causal, scale, i + k.shape[-2] - q.shape[-2])
         for i in range(0, q.shape[-2], block_q)
     ]
     return np.concatenate([out for out, _ in parts], axis=-2), np.concatenate([lse for _, lse in parts], axis=-1)
+
+
+@wrong("6.3", "The log of the sum is missing in the log-sum-exp")
+def maximum_for_lse(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
+    out, _ = keys_outside(q, k, v, causal, scale, block_q, block_k)
+    s = scale_of(q, scale) * q.astype(float) @ np.swapaxes(k, -1, -2)
+    if causal:
+        s = np.where(np.tri(*s.shape[-2:], k.shape[-2] - q.shape[-2], dtype=bool), s, -np.inf)
+    return out, s.max(axis=-1)
 
 
 @wrong("6.3", "top left")
@@ -278,6 +303,11 @@ def tiles_strict(n_queries, n_keys, block_q, block_k):
 @wrong("6.4", "The order is full, partial, skipped")
 def tiles_backwards(n_queries, n_keys, block_q, block_k):
     return counted_on_the_mask(n_queries, n_keys, block_q, block_k)[::-1]
+
+
+@wrong("6.4", "= (6, 4, 6)")
+def tiles_in_a_tuple(n_queries, n_keys, block_q, block_k):
+    return tuple(int(n) for n in counted_on_the_mask(n_queries, n_keys, block_q, block_k))
 
 
 @wrong("6.4", "returned a tuple of 3")
@@ -356,6 +386,17 @@ def backward_unmasked(q, k, v, out, lse, d_out, causal=False, scale=None):
     def visit(gradients, rows, columns, allowed, s, lse, big_d, q, k, v, d_out, scale):
         p = np.exp(s - lse)
         d_s = p * (d_out[..., rows, :] @ np.swapaxes(v[..., columns, :], -1, -2) - big_d) * scale
+        add_tile(gradients, rows, columns, p, d_s, q, k, d_out)
+
+    return tiled_backward(q, k, v, out, lse, d_out, causal, scale, visit)
+
+
+@wrong("6.5", "Each tile adds to dV")
+def backward_d_v_overwritten(q, k, v, out, lse, d_out, causal=False, scale=None):
+    def visit(gradients, rows, columns, allowed, s, lse, big_d, q, k, v, d_out, scale):
+        p = np.exp(np.where(allowed, s, -np.inf) - lse)
+        d_s = p * (d_out[..., rows, :] @ np.swapaxes(v[..., columns, :], -1, -2) - big_d) * scale
+        gradients[2][..., columns, :] = 0
         add_tile(gradients, rows, columns, p, d_s, q, k, d_out)
 
     return tiled_backward(q, k, v, out, lse, d_out, causal, scale, visit)
@@ -482,6 +523,17 @@ def ring_never_causal(q, k, v, positions, causal=False, scale=None):
 @wrong("6.7", "not the positions in the sequence")
 def ring_by_places(q, k, v, positions, causal=False, scale=None):
     return all_at_once(q, k, v, np.arange(positions.size).reshape(positions.shape), causal, scale)
+
+
+@wrong("6.7", "The keys' positions belong to the block's owner")
+def ring_with_own_positions(q, k, v, positions, causal=False, scale=None):
+    out = []
+    for rank, own in enumerate(positions):
+        s = scale_of(q, scale) * q[rank] @ np.concatenate(np.roll(k, -rank, axis=0)).T
+        s = np.where((np.tile(own, len(q)) <= own[:, None]) | (not causal), s, -np.inf)
+        p = np.exp(s - s.max(axis=-1, keepdims=True))
+        out.append(p / p.sum(axis=-1, keepdims=True) @ np.concatenate(np.roll(v, -rank, axis=0)))
+    return np.array(out)
 
 
 @wrong("6.7", "The scale is forgotten")

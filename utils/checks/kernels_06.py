@@ -81,6 +81,7 @@ def _(source, rng):
     q, k, v = head(rng, TILE, 3 * TILE, 4)
     run_flash(source, np.abs(q), np.linspace(-1, 2, len(k), dtype=np.float32)[:, None] + 0 * k, v)
     run_flash(source, np.abs(q), np.linspace(2, -1, len(k), dtype=np.float32)[:, None] + 0 * k, v)
+    run_flash(source, np.abs(q), np.linspace(200, -200, len(k), dtype=np.float32)[:, None] + 0 * k, v)
     run_flash(source, q, k, v)
 
 
@@ -110,7 +111,7 @@ def _(source, rng):
     "is nan: shift by 0 there.",
 )
 def _(source, rng):
-    for n, m in ((TILE + 5, TILE + 5), (7, TILE + 7), (2 * TILE + 1, 9)):
+    for n, m in ((TILE + 5, TILE + 5), (7, TILE + 7), (2 * TILE + 1, 9), (TILE, TILE + 8)):
         run_flash(source, *head(rng, n, m, 5), causal=True)
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import cloudpickle
@@ -137,6 +138,11 @@ class _Pickler(cloudpickle.Pickler):
     def persistent_id(self, thing):
         return self._name if self._own is not None and thing is self._own else None
 
+    def reducer_override(self, thing):
+        if isinstance(thing, types.ModuleType) and thing.__name__.partition(".")[0] == "attention":
+            raise pickle.PicklingError(f"the module {thing.__name__}; write `from attention.... import ...`")
+        return super().reducer_override(thing)
+
 
 def pack(answer, own, name):
     """The bytes from which the worker makes its own copy of an answer; `own` arrives there as a closed door.
@@ -157,9 +163,9 @@ def pack(answer, own, name):
     return stream.getvalue()
 
 
-def request(packed, args, kwargs, module, name):
+def request(packed, args, kwargs, module, name, measure=False):
     """One call, ready to be sent: the arguments are copied here."""
-    return Request(packed, pickle.dumps((args, kwargs)), module, name, list(sys.path))
+    return Request(packed, pickle.dumps((args, kwargs)), module, name, list(sys.path), measure)
 
 
 worker = Worker()

@@ -38,6 +38,9 @@ def _example(exercise, call):
     shown = {name: argument(value) for name, value in call.arguments.items() if value is not None}
     names = exercise.returns or ("",)
     for what, parts in (("expected", call.expected), ("got", call.got or [])):
+        if len(parts) > len(names) and not any(map(is_large, parts)):  # a tuple too long: all of it
+            shown[what] = f"({', '.join(map(text, parts))})"
+            continue
         for name, part in zip(names, parts):
             if not is_large(part):
                 shown[f"{what} {name}".rstrip()] = text(part)

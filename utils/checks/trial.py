@@ -112,6 +112,7 @@ class Trial:
         self._exercise, self._packed = exercise, packed
         self._deadline = None
         self._started = False
+        self._measure = False
         self.returned = False  # whether any call came to its end
         self.calls: list[Call] = []
         self.changed = ""  # the sentence about the first argument that was changed in place
@@ -134,7 +135,7 @@ class Trial:
         Raises Failed where the answer raises, NotAttempted where it is the stub, and Stopped.
         """
         exercise = self._exercise
-        request = process.request(self._packed, args, kwargs, exercise.module, exercise.name)
+        request = process.request(self._packed, args, kwargs, exercise.module, exercise.name, self._measure)
         arguments = dict(inspect.signature(exercise.oracle).bind(*args, **kwargs).arguments)
         try:
             worker.get_ready(request)
@@ -159,6 +160,14 @@ class Trial:
         if reply.error:
             raise failed(reply.error)
         return reply
+
+    def peak(self, *args, **kwargs):
+        """Bytes that the answer allocates at most for these arguments; raises as `run` does."""
+        self._measure = True
+        try:
+            return self.run(*args, **kwargs).peak
+        finally:
+            self._measure = False
 
     def _compare(self, reply, expected, arguments):
         names, dtype = self._exercise.returns, _dtype(arguments)
@@ -197,7 +206,7 @@ class Trial:
             return matches[max(matches)]
         if last.raised:
             return ""
-        if any(np.isnan(part).any() for part in last.got):
+        if last.expected and any(np.isnan(part).any() for part in last.got):
             return "There is a nan: look for 0/0, and for infinities that are subtracted or multiplied by 0."
         return prop.hint
 

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import traceback
+import tracemalloc
 import warnings
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ class Request(NamedTuple):
     module: str  # the exercise's own place in the course, which is closed to it
     name: str
     path: list[str]  # the notebook's sys.path
+    measure: bool = False  # whether to trace what the answer allocates
 
 
 class Value(NamedTuple):
@@ -51,6 +53,7 @@ class Reply(NamedTuple):
     changed: list[int | str]  # positions or names of the arguments changed in place
     error: Error | None
     printed: str
+    peak: int = 0  # bytes allocated at most, where the request asks for it
 
 
 class CoursesOwn(Exception):
@@ -88,7 +91,7 @@ def _receive(requests, waiting):
 def run(request, guard):
     """Call the answer once. Returns a Reply, whatever the answer does."""
     printed = Printed()
-    values, is_tuple, changed, error = [], False, [], None
+    values, is_tuple, changed, error, peak = [], False, [], None, 0
     with (
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(printed),
@@ -100,13 +103,18 @@ def run(request, guard):
             guard.close(request.module, request.name)
             answer = Unpickler(io.BytesIO(request.answer)).load()
             args, kwargs = pickle.loads(request.arguments)
+            if request.measure:
+                tracemalloc.start()
             result = answer(*args, **kwargs)
+            peak = tracemalloc.get_traced_memory()[1] if request.measure else 0
             is_tuple = type(result) is tuple
             values = [_value(part) for part in (result if is_tuple else (result,))]
             changed = _changed(args, kwargs, *pickle.loads(request.arguments))
         except BaseException as raised:  # noqa: BLE001 (SystemExit and KeyboardInterrupt too)
             error = _error(raised)
-    return Reply(values, is_tuple, changed, error, printed.getvalue())
+        finally:
+            tracemalloc.stop()
+    return Reply(values, is_tuple, changed, error, printed.getvalue(), peak)
 
 
 class Printed(io.StringIO):
