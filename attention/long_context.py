@@ -36,9 +36,11 @@ def documents(rng, batch, seq_len, chains=6, hops=1, share=0.3):
 
     chains variables get a value; each is handed on `hops` times to another name, always in this order in the text. The
     other statements are hay: random words, of which one has the share `share`.
-    Returns (ids, answers), both (batch, seq_len + chains * (hops + 1) + 1) int64. ids: the statements, then a question
-    for each name, chain after chain, then one for the most common word. answers: the symbol that the name stands for,
-    after a statement and after a question; NO_ANSWER after hay.
+    Returns (ids, answers, order). ids and answers: (batch, seq_len + chains * (hops + 1) + 1) int64, the statements,
+    then a question for each name in random order, then one for the most common word; answers holds the symbol that the
+    name stands for, after a statement and after a question, and NO_ANSWER after hay. order, integers
+    (batch, chains * (hops + 1)): order // (hops + 1) is the chain of a question, order % (hops + 1) how often its value
+    was handed on.
     ValueError when the names or the places do not suffice.
     """
     n = chains * (hops + 1)
@@ -55,10 +57,11 @@ def documents(rng, batch, seq_len, chains=6, hops=1, share=0.3):
     worth = np.broadcast_to(values, names.shape)
     said = np.full((batch, seq_len), NO_ANSWER)
     said[rows, places] = worth
-    asked = statement(names.reshape(batch, n), ASK)
+    order = rng.permuted(np.tile(np.arange(n), (batch, 1)), axis=1)
+    asked, replies = (np.take_along_axis(a.reshape(batch, n), order, axis=1) for a in (statement(names, ASK), worth))
     most = np.full((batch, 1), statement(MOST, MOST))
     ids = np.concatenate([statement(text[..., 0], text[..., 1]), asked, most], axis=1)
-    return ids, np.concatenate([said, worth.reshape(batch, n), common], axis=1)
+    return ids, np.concatenate([said, replies, common], axis=1), order
 
 
 class Statements(nn.Module):
@@ -80,7 +83,7 @@ def statement_reader(positions, n_layers=2):
 def train_reader(model, seed, steps, seq_len=32, batch=32, lr=1e-2):
     """Train on documents of seq_len statements: six variables, each handed on once. Returns the model."""
     rng = np.random.default_rng(seed)
-    batches = ([torch.from_numpy(a) for a in documents(rng, batch, seq_len)] for _ in range(steps))
+    batches = ([torch.from_numpy(a) for a in documents(rng, batch, seq_len)[:2]] for _ in range(steps))
 
     def loss(model, pair):
         return F.cross_entropy(model(pair[0]).mT, pair[1], ignore_index=NO_ANSWER)
@@ -131,6 +134,7 @@ def effective_length(lengths, scores, threshold):
 class SegmentMemory:
     """The keys and values of the last `size` tokens, for one layer: a cache as TransformerLM wants it.
 
+    For reading: keys and values are cut from the graph, so no weight learns through the memory.
     Source: the segment recurrence of Dai et al. 2019 (arXiv 1901.02860), section 3.2.
     """
 
@@ -186,7 +190,7 @@ def kv_cache_bytes(seq_len, n_kv_heads, d_head, n_full, n_windowed=0, window=0, 
 
     n_full layers keep all seq_len tokens, n_windowed layers the last `window`; a number has n_bytes bytes.
     """
-    seq_len = np.asarray(seq_len)
+    seq_len = np.asarray(seq_len, dtype=np.int64)
     tokens_kept = n_full * seq_len + n_windowed * np.minimum(seq_len, window)
     return 2 * n_kv_heads * d_head * n_bytes * tokens_kept
 
@@ -304,7 +308,8 @@ def widened(x):
     """An array or tensor in at least single precision: half precision is too coarse to add up in."""
     if isinstance(x, torch.Tensor):
         return x.float() if x.dtype in (torch.float16, torch.bfloat16, torch.float32) else x.double()
-    return np.asarray(x).astype(np.result_type(np.asarray(x), np.float32))
+    dtype = np.asarray(x).dtype
+    return np.asarray(x).astype(np.result_type(dtype, np.float32) if dtype.kind == "f" else np.float64)
 
 def single(x):
     """An array or tensor as a contiguous float32 tensor, where it lies."""

@@ -12,6 +12,7 @@ from attention.fundamentals import attention_numpy
 from attention.multi_head import TransformerConfig, TransformerLM
 from attention.rotary import ALiBi, Rotary
 from utils import data, training
+from utils.record_readers_04 import POSITIONS, SEEDS
 
 MODELS = {m["name"]: m for m in json.loads((data.FOLDER / "long_context_models.json").read_text(encoding="utf-8"))["models"]}
 
@@ -22,7 +23,7 @@ def names_and_contents(ids):
 
 @pytest.mark.parametrize(("chains", "hops", "seq_len"), [(6, 1, 32), (1, 0, 5), (4, 4, 33), (8, 3, 32)])
 def test_every_answer_is_found_by_following_the_statements(chains, hops, seq_len):
-    ids, answers = lc.documents(np.random.default_rng(1), 20, seq_len, chains, hops)
+    ids, answers, order = lc.documents(np.random.default_rng(1), 20, seq_len, chains, hops)
     n = chains * (hops + 1)
     assert ids.shape == answers.shape == (20, seq_len + n + 1)
     names, contents = names_and_contents(ids)
@@ -39,10 +40,35 @@ def test_every_answer_is_found_by_following_the_statements(chains, hops, seq_len
         assert len(known) == n
         for place in range(seq_len, seq_len + n):
             assert contents[row, place] == lc.ASK and answers[row, place] == known[names[row, place]]
+        asked = names[row, seq_len : seq_len + n]
+        by_chain = asked[order[row].argsort()].reshape(chains, hops + 1)
+        said = {names[row, place]: contents[row, place] for place in range(seq_len)}
+        assert (np.vectorize(said.get)(by_chain[:, 1:]) == by_chain[:, :-1]).all() if hops else True
+
+
+def test_the_order_of_the_questions_gives_no_answer_away():
+    ids, answers, order = lc.documents(np.random.default_rng(1), 4000, 32)
+    assert (np.sort(order, axis=1) == np.arange(12)).all()
+    asked = answers[:, 32:44]
+    same = (asked[:, 1:] == asked[:, :-1]).mean()                 # 1 in 11 shares its chain, 1 in 32 its value by chance
+    assert abs(same - (1 / 11 + 10 / 11 / 32)) < 0.01
+
+
+def test_recorded_readers_answer_at_the_length_they_were_trained_at():
+    recorded = np.load(data.FOLDER / "recorded" / "readers_04.npz")
+    assert str(recorded["made_by"]) == "python -m utils.record_readers_04"
+    assert set(recorded) - {"made_by"} == {f"{kind} {seed}" for kind in POSITIONS for seed in SEEDS}
+    ids, answers, _ = lc.documents(np.random.default_rng(3), 50, 32)
+    for name in set(recorded) - {"made_by"}:
+        reader = lc.statement_reader(POSITIONS[name[:-2]]())
+        torch.nn.utils.vector_to_parameters(torch.from_numpy(recorded[name]).double(), reader.parameters())
+        with torch.no_grad():
+            said = reader(torch.from_numpy(ids)).argmax(-1).numpy()
+        assert (said == answers)[:, 32:44].mean() > 0.9
 
 
 def test_the_common_word_is_the_most_frequent_of_a_long_text():
-    ids, answers = lc.documents(np.random.default_rng(0), 30, 400)
+    ids, answers, _ = lc.documents(np.random.default_rng(0), 30, 400)
     names, contents = names_and_contents(ids[:, :400])
     words = np.concatenate([names, contents], axis=1)
     for row, answer in zip(words, answers[:, -1]):
@@ -125,6 +151,10 @@ def test_cache_sizes_agree_with_published_ones():
     per_token = {name: lc.prompt_cost(model, 1000)[1] / 1000 for name, model in MODELS.items()}
     assert per_token["Llama 3.1 70B"] == 320 * 1024
     assert round(per_token["Llama 3.1 405B"] / 1000) == 516 and round(per_token["DeepSeek-V3"] / 1000, 1) == 70.3
+
+
+def test_cache_sizes_do_not_overflow_for_32_bit_lengths():
+    assert lc.kv_cache_bytes(np.array([131072], np.int32), 8, 128, 32).tolist() == [17_179_869_184]
 
 
 @pytest.mark.parametrize("name", ["Llama 3.1 8B", "Mistral 7B v0.1", "Gemma 2 2B", "DeepSeek-V3"])

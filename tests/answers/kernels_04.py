@@ -93,6 +93,8 @@ CHUNK_A_THREAD = (
 THREAD_ZERO_ALONE = COPIED_FIRST.replace(
     "for (int j = thread; j < n_columns; j += THREADS) row", "for (int j = 0; j < n_columns && !thread; ++j) row"
 )
+ONE_ROW_FOR_ALL = COPIED_FIRST.replace("(size_t)blockIdx.x * n_columns", "0")
+FROM_MINUS_1E30 = COPIED_FIRST.replace("top = -INFINITY, sum", "top = -1e30f, sum")
 NEVER_COPIED = COPIED_FIRST.replace("row[j] = x[at + j];", "y[at + j] = x[at + j];")
 
 # --- 4.8 -------------------------------------------------------------------------------------------------------------
@@ -128,6 +130,8 @@ NO_SECOND_BARRIER = BY_ROUNDS.replace("    __syncthreads();\n    a_tile", "    a
 NO_GUARD_OF_LOADS = BY_ROUNDS.replace("if (i < m && at_a < k) ", "").replace("if (at_b < k && j < n) ", "")
 NO_GUARD_OF_K = BY_ROUNDS.replace("i < m && at_a < k", "i < m").replace("at_b < k && j < n", "j < n")
 NO_GUARD_OF_THE_WRITE = BY_ROUNDS.replace("if (i < m && j < n) c", "c")
+WIDTHS_MIXED_UP = BY_ROUNDS.replace("b[at_b * n + j]", "b[at_b * k + j]")
+NEXT_ROW_READ = BY_ROUNDS.replace("i < m && at_a < k", "i * k + at_a < m * k")
 TAIL_FORGOTTEN = BY_ROUNDS.replace("(k + TILE - 1) / TILE", "k / TILE")
 OUTSIDE_RETURNS = BY_ROUNDS.replace("  float sum", "  if (i >= m || j >= n) return;\n  float sum")
 STARTED_AGAIN = BY_ROUNDS.replace("    float from_a", "    sum = 0.0f;\n    float from_a")
@@ -182,6 +186,8 @@ WRONG = {
         (TOO_FEW_REGISTERS, "an array of shape (2, 12000)"),
         (NOT_SHIFTED, "let the search for it start at -INFINITY"),
         (FROM_ZERO, "let the search for it start at -INFINITY"),
+        (FROM_MINUS_1E30, "let the search for it start at -INFINITY"),
+        (ONE_ROW_FOR_ALL, "add blockIdx.x * n_columns to both"),
         (NO_EMPTY_ROWS, "replace a maximum of -INFINITY by 0"),
         (ZERO_BY_ZERO, "a sum of 0 by 1"),
         (COPY_NOT_AWAITED, "has to wait for it"),
@@ -200,12 +206,14 @@ WRONG = {
         (NO_GUARD_OF_LOADS, "Compare with m, n and k"),
         (NO_GUARD_OF_K, "Compare with m, n and k"),
         (NO_GUARD_OF_THE_WRITE, "Compare with m, n and k"),
-        (TAIL_FORGOTTEN, "Load 0 where A or B ends"),
+        (WIDTHS_MIXED_UP, "A row of A is k numbers long"),
+        (TAIL_FORGOTTEN, "The last round may be a part of a tile"),
         (OUTSIDE_RETURNS, "no return, no barrier in an if"),
         (STARTED_AGAIN, "the sum is not started again"),
         (INDICES_MIXED_UP, "Thread (x, y) adds up a_tile[y][t] * b_tile[t][x]"),
         (BLOCKS_MIXED_UP, "row blockIdx.y * TILE, column blockIdx.x * TILE"),
         (BY_COLUMNS, "In a row of A the column is first + threadIdx.x"),
+        (NEXT_ROW_READ, "compare first + x with k"),
         (WITHOUT_TILES, "In the sums read a_tile and b_tile"),
         (ADDED_UP_IN_C, "write c once, after the loop"),
         (THREAD_ZERO_LOADS, "Each thread loads one number of each tile"),

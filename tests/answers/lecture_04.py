@@ -50,6 +50,21 @@ def one_layer(n, n_params, n_layers, d_model):
     return 4 * n * d_model / (2 * n_params + 4 * n * d_model)
 
 
+@wrong("4.1", "N counts all layers already")
+def layers_in_both(n, n_params, n_layers, d_model):
+    return 4 * n * d_model * n_layers / (2 * n_params * n_layers + 4 * n * d_model * n_layers)
+
+
+@wrong("4.1", "the share of the weights")
+def the_weights(n, n_params, n_layers, d_model):
+    return 2 * n_params / (2 * n_params + 4 * n * d_model * n_layers)
+
+
+@wrong("4.1", "lies between 0 and 1")
+def per_cent(n, n_params, n_layers, d_model):
+    return 100 * share_through_the_quotient(n, n_params, n_layers, d_model)
+
+
 @wrong("4.1", "returned a list")
 def shares_in_a_list(n, n_params, n_layers, d_model):
     return [4 * i * d_model * n_layers / (2 * n_params + 4 * i * d_model * n_layers) for i in n.ravel().tolist()]
@@ -126,6 +141,16 @@ def document_means(losses, edges):
     return np.array([np.nanmean([np.nanmean(row[a:b]) for row in losses]) for a, b in zip(edges, edges[1:])])
 
 
+@wrong("4.3", "mean of the positions' means")
+def position_means(losses, edges):
+    return np.array([np.nanmean(np.nanmean(losses[:, a:b], axis=0)) for a, b in zip(edges, edges[1:])])
+
+
+@wrong("4.3", "slice the columns")
+def rows_sliced(losses, edges):
+    return np.array([np.nanmean(losses[a:b]) for a, b in zip(edges, edges[1:])])
+
+
 # --- 4.4 -------------------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +174,17 @@ def at_least(lengths, scores, threshold):
 @wrong("4.4", "how many lengths pass")
 def how_many(lengths, scores, threshold):
     return np.cumprod(scores > threshold, axis=1).sum(axis=1)
+
+
+@wrong("4.4", "count the ones instead")
+def by_argmin(lengths, scores, threshold):
+    first_failure_or_0 = np.argmin(scores > threshold, axis=1)
+    return np.where(scores[:, 0] > threshold, lengths[first_failure_or_0 - 1], 0) * (first_failure_or_0 > 0)
+
+
+@wrong("4.4", "runs down the models")
+def along_the_models(lengths, scores, threshold):
+    return np.concatenate([[0], lengths])[np.minimum.accumulate(scores > threshold).sum(axis=1)]
 
 
 # --- 4.5 -------------------------------------------------------------------------------------------------------------
@@ -182,7 +218,7 @@ def rolled(by_distance):
     return np.stack([np.roll(by_distance[..., i, :], i + 1 - n, axis=-1) for i in range(n)], axis=-2)
 
 
-@wrong("4.5", "NO")
+@wrong("4.5", "wrong diagonal")
 def the_square_triangle(by_distance):
     return np.tril(row_by_row(by_distance))
 
@@ -192,7 +228,17 @@ def one_query_forgotten(by_distance):
     return row_by_row(by_distance) if by_distance.shape[-2] > 1 else np.zeros_like(by_distance)
 
 
-@wrong("4.5", "NO")
+@wrong("4.5", "query i belongs to key i + n_keys - n_queries")
+def query_i_at_key_i(by_distance):
+    n_queries, n_keys = by_distance.shape[-2:]
+    result = np.zeros_like(by_distance)
+    for i in range(n_queries):
+        for j in range(i + 1):
+            result[..., i, j] = by_distance[..., i, n_keys - 1 - (i - j)]
+    return result
+
+
+@wrong("4.5", "Keep the leading axes")
 def leading_axes_forgotten(by_distance):
     n, m = by_distance.shape[-2:]
     line = np.pad(by_distance, [(0, 0)] * (by_distance.ndim - 1) + [(1, 0)]).ravel()[n : n + by_distance.size]
@@ -221,6 +267,17 @@ def always_the_window(seq_len, n_kv_heads, d_head, n_full, n_windowed=0, window=
 @wrong("4.6", "keep everything here")
 def windows_ignored(seq_len, n_kv_heads, d_head, n_full, n_windowed=0, window=0, n_bytes=2):
     return 2 * n_kv_heads * d_head * n_bytes * (n_full + n_windowed) * seq_len
+
+
+@wrong("4.6", "share one window")
+def one_window_for_all(seq_len, n_kv_heads, d_head, n_full, n_windowed=0, window=0, n_bytes=2):
+    return 2 * n_kv_heads * d_head * n_bytes * (n_full * seq_len + np.minimum(seq_len, n_windowed * window))
+
+
+@wrong("4.6", "Full layers keep everything")
+def a_window_for_all(seq_len, n_kv_heads, d_head, n_full, n_windowed=0, window=0, n_bytes=2):
+    kept = np.minimum(seq_len, window) if window else seq_len
+    return 2 * n_kv_heads * d_head * n_bytes * (n_full + n_windowed) * kept
 
 
 # The arguments that the cells after a check pass on, in kind: axes, dtypes, by position or by name.

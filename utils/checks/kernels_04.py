@@ -30,6 +30,7 @@ softmax_read_once = Exercise(
         "shuffle": EVERY_THREAD,
         "race": "A thread that reads what another one put into row[] has to wait for it: read your own columns, or "
         "__syncthreads().",
+        "race between blocks": "A block is one row of x and of y: add blockIdx.x * n_columns to both.",
         "out of bounds": "A block is one row of x and of y: the row is blockIdx.x. Its columns, in row[] too, are 0 to "
         "n_columns - 1.",
         "unwritten shared memory": "row[j] is read before x[j] was copied into it.",
@@ -71,7 +72,7 @@ def _(source, rng):
     hint="Subtract the row's maximum, and let the search for it start at -INFINITY.",
 )
 def _(source, rng):
-    run_softmax(source, np.float32([[1e4, 1e4 - 1, 0], [-1e4, -1e4 + 1, -1e4], [-1e30, -1e30, -1e30]]))
+    run_softmax(source, np.float32([[1e4, 1e4 - 1, 0], [-1e4, -1e4 + 1, -1e4], [-3e38, -3e38, -3e38]]))
 
 
 @softmax_read_once.property(
@@ -91,7 +92,7 @@ def _(source, rng):
 
 
 @softmax_read_once.property(
-    "all lanes share the work", hint="Every thread reads its own columns: one request of a warp brings 32 numbers."
+    "all lanes of a warp share the work", hint="Every thread reads its own columns: one request of a warp brings 32 numbers."
 )
 def _(source, rng):
     must_share(run_softmax(source, draw(rng, 2, 4 * THREADS)), enough=3 * 2 * 4 * THREADS // WARP)
@@ -120,7 +121,8 @@ matmul_tiled = Exercise(
         "sums, so that nobody overwrites a tile in use.",
         "barrier": ALL_WAIT,
         "deadlock": ALL_WAIT,
-        "out of bounds": "Compare with m, n and k before each load and before the write. What lies outside counts as 0.",
+        "out of bounds": "Compare with m, n and k before each load and before the write. What lies outside counts as 0. A row "
+        "of A is k numbers long, a row of B n.",
         "unwritten shared memory": "Every number of both tiles has to be loaded in each round: 0 where A or B ends, and "
         "a barrier before they are used.",
     },
@@ -134,6 +136,12 @@ def run_matmul(source, rng, m, n, k):
     report = launch(kernel, (-(-n // TILE), -(-m // TILE)), (TILE, TILE), 0, a, b, c, m, n, k)
     must_be(c, a.astype(float) @ b, m=m, n=n, k=k, a=a, b=b)
     return report
+
+
+def must_move_tiles(source, rng, m, n, k):
+    """Raise Failed where more is read than each number of A once for each tile of columns, of B for each tile of rows."""
+    reads = m * k * -(-n // TILE) + k * n * -(-m // TILE)
+    must_move(run_matmul(source, rng, m, n, k), 4 * reads, 4 * m * n)
 
 
 @matmul_tiled.property(
@@ -154,7 +162,9 @@ def _(source, rng):
 
 
 @matmul_tiled.property(
-    "sizes that fill no tile", hint="Load 0 where A or B ends: row against m, first + ... against k, column against n."
+    "sizes that fill no tile",
+    hint="Load 0 where A or B ends: row against m, first + ... against k, column against n. The last round may be a part "
+    "of a tile: first < k.",
 )
 def _(source, rng):
     for m, n, k in ((2, 3, 1), (17, 15, 33), (5, 40, 20), (33, 1, 7)):
@@ -166,9 +176,15 @@ def _(source, rng):
     hint="In the sums read a_tile and b_tile, not a and b; add up in a variable, and write c once, after the loop.",
 )
 def _(source, rng):
-    for m, n, k in ((2 * TILE, 3 * TILE, TILE), (20, 35, 18)):
-        reads = m * k * -(-n // TILE) + k * n * -(-m // TILE)
-        must_move(run_matmul(source, rng, m, n, k), 4 * reads, 4 * m * n)
+    must_move_tiles(source, rng, 2 * TILE, 3 * TILE, TILE)
+
+
+@matmul_tiled.property(
+    "what lies outside is not read",
+    hint="What lies outside A or B must not be read: compare first + x with k, first + y with k.",
+)
+def _(source, rng):
+    must_move_tiles(source, rng, 20, 35, 18)
 
 
 @matmul_tiled.property(
@@ -179,7 +195,9 @@ def _(source, rng):
     must_coalesce(run_matmul(source, rng, 2 * TILE, 2 * TILE, 2 * TILE))
 
 
-@matmul_tiled.property("all lanes share the work", hint="Each thread loads one number of each tile in each round.")
+@matmul_tiled.property(
+    "all lanes of a warp share the work", hint="Each thread loads one number of each tile in each round."
+)
 def _(source, rng):
     m, n, k = 2 * TILE, 2 * TILE, 2 * TILE
     must_share(run_matmul(source, rng, m, n, k), enough=(m * k * (n // TILE) + k * n * (m // TILE)) // WARP)

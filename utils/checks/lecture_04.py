@@ -76,12 +76,24 @@ for message, answer in {
     "Each weight takes part in a multiplication and an addition: 2 N.": share_with(
         lambda n, layers, d: 4 * n * d * layers, by_weights=1.0
     ),
-    "The layers are missing: each one has scores of its own.": share_with(lambda n, layers, d: 4 * n * d + 0 * layers),
+    "The layers are missing in 4 n d L, or were put into 2 N as well: N counts all layers already.": share_with(
+        lambda n, layers, d: 4 * n * d + 0 * layers
+    ),
     "This is the whole sequence over one token: a single query costs 4 n d, not 4 n² d.": share_with(
         lambda n, layers, d: 4 * n**2 * d * layers
     ),
 }.items():
     attention_share.mistake(message)(answer)
+
+
+@attention_share.mistake("This is the share of the weights.")
+def _(n, n_params, n_layers, d_model):
+    return 1 - share_with(lambda n, layers, d: 4 * n * d * layers)(n, n_params, n_layers, d_model)
+
+
+@attention_share.mistake("A share lies between 0 and 1: this is per cent.")
+def _(n, n_params, n_layers, d_model):
+    return 100 * share_with(lambda n, layers, d: 4 * n * d * layers)(n, n_params, n_layers, d_model)
 
 
 # --- 4.2 -------------------------------------------------------------------------------------------------------------
@@ -234,6 +246,16 @@ def _(losses, edges):
     return np.array([mean_of_known(mean_of_known(losses[:, a:b], axis=1)) for a, b in zip(edges[:-1], edges[1:])])
 
 
+@loss_by_position.mistake("This is a mean of the positions' means: every loss counts once.")
+def _(losses, edges):
+    return np.array([mean_of_known(mean_of_known(losses[:, a:b], axis=0)) for a, b in zip(edges[:-1], edges[1:])])
+
+
+@loss_by_position.mistake("The buckets are of positions: slice the columns, losses[:, a:b].")
+def _(losses, edges):
+    return np.array([mean_of_known(losses[a:b]) for a, b in zip(edges[:-1], edges[1:])])
+
+
 @loss_by_position.mistake("This is the mean up to the end of each bucket: it begins at edges[i].")
 def _(losses, edges):
     return np.array([mean_of_known(losses[:, :b]) for b in edges[1:]])
@@ -266,7 +288,10 @@ def _(ask, rng):
     ask(np.array([1, 3, 10, 50]), -np.sort(-rng.random((6, 4)).round(2), axis=1), 0.5)
 
 
-@effective_length.property("one answer for each model, all lengths passed or none")
+@effective_length.property(
+    "one answer for each model, all lengths passed or none",
+    hint="Where nothing fails argmin and argmax give 0 as well: count the ones instead.",
+)
 def _(ask, rng):
     ask(np.array([4, 8]), np.array([[0.9, 0.95], [0.1, 0.2], [0.9, 0.2]]), 0.5)
     ask(np.array([7]), np.array([[0.4]]), 0.5)
@@ -314,6 +339,11 @@ for message, answer in {
     effective_length.mistake(message)(answer)
 
 
+@effective_length.mistake("np.minimum.accumulate runs down the models by default: axis=1.")
+def _(lengths, scores, threshold):
+    return np.concatenate([[0], lengths])[np.logical_and.accumulate(scores > threshold, axis=0).sum(axis=1)]
+
+
 # --- 4.5 -------------------------------------------------------------------------------------------------------------
 
 
@@ -340,7 +370,7 @@ def _(ask, rng):
 
 @relative_shift.property("fewer queries than keys: the last query stands at the last key")
 def _(ask, rng):
-    ask(scores(rng, 2, 3))
+    ask(scores(rng, 2, 4))
     ask(scores(rng, 3, 8))
 
 
@@ -357,7 +387,7 @@ def _(ask, rng):
     ask(scores(rng, 1, 4))
 
 
-@relative_shift.property("leading axes: every matrix by itself")
+@relative_shift.property("leading axes: every matrix by itself", hint="Keep the leading axes: reshape(*lead, -1).")
 def _(ask, rng):
     ask(scores(rng, 2, 3, 4))
     ask(scores(rng, 2, 2, 3, 3))
@@ -389,6 +419,20 @@ def _(by_distance):
     for i in range(n_queries):
         shifted[..., i, i:] = by_distance[..., i, : n_keys - i]
     return shifted
+
+
+@relative_shift.mistake("The last query stands at the last key: query i belongs to key i + n_keys - n_queries.")
+def _(by_distance):
+    n_queries, n_keys = by_distance.shape[-2:]
+    shifted = np.zeros_like(by_distance)
+    for i in range(n_queries):
+        shifted[..., i, : i + 1] = by_distance[..., i, n_keys - 1 - i :]
+    return shifted
+
+
+@relative_shift.mistake("The triangle begins at the wrong diagonal: np.tril(x, n_keys - n_queries).")
+def _(by_distance):
+    return np.tril(relative_shift.oracle(by_distance))
 
 
 @relative_shift.mistake("One place too far: the last row does not move.")
@@ -459,6 +503,17 @@ for message, answer in {
     "The layers are missing: each one keeps keys and values of its own.": cache_with(whole=False),
 }.items():
     kv_cache_bytes.mistake(message)(answer)
+
+
+@kv_cache_bytes.mistake("The windows share one window here: each layer with a window keeps its own.")
+def _(seq_len, n_kv_heads, d_head, n_full, n_windowed=0, window=0, n_bytes=2):
+    return 2 * n_kv_heads * d_head * n_bytes * (n_full * seq_len + np.minimum(seq_len, n_windowed * window))
+
+
+@kv_cache_bytes.mistake("Full layers keep everything: the window is for the others.")
+def _(seq_len, n_kv_heads, d_head, n_full, n_windowed=0, window=0, n_bytes=2):
+    kept = np.minimum(seq_len, window) if n_windowed else seq_len
+    return 2 * n_kv_heads * d_head * n_bytes * (n_full + n_windowed) * kept
 
 
 @kv_cache_bytes.mistake("The shape of seq_len is lost: one number for each of its elements.")
