@@ -14,6 +14,7 @@ import types
 import numpy as np
 import pytest
 
+from attention import fundamentals
 from utils.check import check, close
 from utils.checks import Exercise, Failed, exercises, lectures, process
 from utils.checks import exercise as declare
@@ -345,6 +346,11 @@ def test_an_answer_that_cannot_be_copied_gets_a_sentence(capsys):
     lock = threading.Lock()
     check("1.1", lambda x, axis=-1: lock)
     assert "cannot be copied" in capsys.readouterr().out
+
+
+def test_an_answer_that_names_a_module_of_the_course_is_told_what_to_import(capsys):
+    check("1.1", lambda x, axis=-1: fundamentals.softmax(x, axis))
+    assert "write `from attention.fundamentals import ...`" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -238,6 +238,7 @@ def test_empty_axes(n, m, heads):
         ({"q": torch.ones(4)}, "q must have at least two axes"),
         ({"k": torch.ones(6, 9)}, "q and k must have the same d_head, got 8 and 9"),
         ({"v": torch.ones(5, 8)}, "k and v must have the same n_keys, got 6 and 5"),
+        ({"q": torch.ones(2, 4, 8), "v": torch.ones(3, 6, 8)}, "the leading axes of q, k and v must broadcast"),
         ({"block_q": 0}, "block_q must be a positive whole number, got 0"),
         ({"block_k": 2.5}, "block_k must be a positive whole number, got 2.5"),
     ],

@@ -267,6 +267,11 @@ def test_parts_merge_in_any_order_and_grouping():
     must_agree(f.merge_by_lse([left[0], right[0]], [left[1], right[1]]), whole, 1e-12)
 
 
+def test_outputs_of_whole_numbers_are_merged_in_floats():
+    out, _ = f.merge_by_lse(np.array([[[1]], [[2]]]), np.zeros((2, 1)))
+    assert out == 1.5
+
+
 def test_causal_tiles_counts_every_tile_once_and_agrees_with_what_the_backward_pass_visits():
     rng = np.random.default_rng(0)
     for n, m, block in rng.integers(1, 40, (50, 3)).tolist():
@@ -288,9 +293,21 @@ def test_packed_sequences_equal_sequences_one_by_one():
 
 @pytest.mark.parametrize(
     ("cu_queries", "cu_keys", "name"),
-    [([0, 4], [0, 3], "cu_queries"), ([0, 5], [0, 4], "cu_keys"), ([0, 6, 5], [0, 3, 3], "cu_queries"), ([0, 5], [0, 1, 3], "cu_keys")],
+    [
+        ([0, 4], [0, 3], "cu_queries"),
+        ([0, 5], [0, 4], "cu_keys"),
+        ([0, 6, 5], [0, 3, 3], "cu_queries"),
+        ([0, 5], [0, 1, 3], "cu_keys"),
+        ([], [], "cu_queries"),
+    ],
 )
 def test_cumulative_lengths_that_do_not_fit_get_one_sentence(cu_queries, cu_keys, name):
     q, k, v = draw((5, 4), (3, 4), 4)
     with pytest.raises(ValueError, match=f"{name} must rise from 0 to"):
         f.flash_attention_varlen(q, k, v, cu_queries, cu_keys)
+
+
+def test_packed_values_without_a_key_get_one_sentence():
+    q, k, v = draw((6, 4), (6, 4), 4)
+    with pytest.raises(ValueError, match="k and v must have the same n_keys, got 6 and 9"):
+        f.flash_attention_varlen(q, k, np.concatenate([v, v[:3]]), [0, 3, 6], [0, 3, 6])

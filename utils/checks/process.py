@@ -140,7 +140,7 @@ class _Pickler(cloudpickle.Pickler):
 
     def reducer_override(self, thing):
         if isinstance(thing, types.ModuleType) and thing.__name__.partition(".")[0] == "attention":
-            raise pickle.PicklingError(f"the module {thing.__name__}; write `from attention.... import ...`")
+            raise pickle.PicklingError(f"the module {thing.__name__}: write `from {thing.__name__} import ...`")
         return super().reducer_override(thing)
 
 
