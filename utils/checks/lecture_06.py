@@ -336,11 +336,11 @@ def _(ask, rng):
     "no more scores at a time than a tile holds", hint="Cut k and v with block_k too, and update m, ell and o after each tile."
 )
 def _(ask, rng):
-    q, k, v = draw(rng, 16, 4, 1), draw(rng, 8000, 1), draw(rng, 8000, 1)        # one row of scores is larger than k and v
-    peak, plenty = ask.peak(q, k, v, False, None, 4, 16), 8 * k.nbytes
-    ask(q, k, v, False, None, 4, 16)                                              # only its memory is at fault
+    q, k, v = draw(rng, 16, 2, 1), draw(rng, 1500, 1), draw(rng, 1500, 1)        # one row of scores is larger than k and v
+    peak, plenty = ask.peak(q, k, v, False, None, 2, 16), 10 * k.nbytes
+    ask(q, k, v, False, None, 2, 16)                                              # only its memory is at fault
     if peak > plenty:
-        raise Failed(f"{peak // 1000:,} kB are held at once, {plenty // 1000:,} are plenty with tiles of 4 x 16 scores")
+        raise Failed(f"{peak // 1000:,} kB are held at once, {plenty // 1000:,} are plenty with tiles of 2 x 16 scores")
 
 
 def usual_flash(
