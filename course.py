@@ -106,8 +106,9 @@ def lab_command(python, root, port_wanted=None, browser=True):
 
 
 def lab_environment(root):
-    """The environment of JupyterLab: open tabs are remembered for this course only."""
-    return {**os.environ, "JUPYTERLAB_WORKSPACES_DIR": str(root / "workbook" / ".workspaces")}
+    """The environment of JupyterLab: open tabs are remembered for this course only, NumPy computes on one thread, as
+    in the kept outputs, unless the learner's own environment says otherwise."""
+    return {"OMP_NUM_THREADS": "1", **os.environ, "JUPYTERLAB_WORKSPACES_DIR": str(root / "workbook" / ".workspaces")}
 
 
 def is_free(number):

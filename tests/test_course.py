@@ -340,6 +340,13 @@ def test_lab_signs_the_copies_that_it_made_and_opens_the_workbook(commands, lect
     assert options["env"]["JUPYTERLAB_WORKSPACES_DIR"].startswith(str(lectures))
 
 
+def test_lab_computes_on_one_thread_unless_the_learner_decided_otherwise(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert course.lab_environment(ROOT)["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert course.lab_environment(ROOT)["OMP_NUM_THREADS"] == "4"
+
+
 def test_lab_signs_nothing_when_nothing_is_new(commands, lectures):
     course.main(["lab"])
     commands.clear()
