@@ -126,7 +126,7 @@ print("slope of the time between 1.5 and 3:", 1.5 < time_slope < 3)
 # quotient. Nothing of that is needed. Lecture 06 computes the same output with no $n \times n$ matrix at all, and its
 # time still has the slope two.
 #
-# #### $O(n^2 d)$, and what a cache changes
+# #### Complexity: $O(n^2 d)$, and what a cache changes
 #
 # **Where do the operations go?** One layer multiplies each token with its weight matrices, which costs the same at
 # any length, and each token with all others, which does not. When a model *writes*, it does this for every new token.
@@ -486,9 +486,9 @@ def draw_grids(grids, title):
     figure.colorbar(picture, ax=axes, label="found (rounded to quarters)")
     figure.suptitle(title)
 
-draw_grids(grids, "Trained at 32: RoPE loses needles at 256, most of all the first statement")
+draw_grids(grids, "Trained at 32: RoPE loses needles from 128 on, fewest at the end")
 plotting.show("Three heat maps of needle depth against document length, seed 0. RoPE finds everything up to 64 "
-              "statements, most at 128, and at 256 about two thirds, less than half at the very start; ALiBi and no "
+              "statements, most at 128, and at 256 about two thirds, near the end nearly everything; ALiBi and no "
               "positions are bright everywhere.")
 
 # %%
@@ -510,7 +510,7 @@ print("ALiBi and no positions at 256, worst depth above 0.75:",
 # %%
 by_depth = {name: np.array([needle_grid(model, (256,))[:, 0] for model in three]) for name, three in readers.items()}
 plotting.curves(by_depth, x=np.linspace(0, 1, 9), xlabel="depth of the needle: 0 first, 1 last statement of 256",
-                ylabel="found (3 seeds)", title="RoPE finds less the farther back; the other two find everything")
+                ylabel="found (3 seeds)", title="RoPE finds most near the end; the other two find nearly everything")
 plotting.show("Accuracy against needle depth at 256 statements, three seeds: ALiBi and no positions near one at all "
               "depths; RoPE at 0.7 in the first half with a wide spread, rising to nearly one at the end.")
 
@@ -521,14 +521,15 @@ for name, r in by_depth.items():
           f"the start {start > middle + 0.1}")
 
 # %% [markdown]
-# One-sided: RoPE loses towards the past, and the start is nowhere better than the middle. The U depends on the model
-# and its training data; it is no law of attention. Test yours.
+# One-sided: RoPE loses towards the past, and the start is no better than the middle. The U depends on the model and its
+# training data; it is no law of attention. Test yours.
 
 # %% [markdown]
 # ### 4.4 Key metrics for long context
 #
 # **Which number says that a model can use its context?** There are four in use: the loss by position, the accuracy on
-# a passkey or needle, a mean over harder tasks, and the longest length at which that mean is still good.
+# a passkey (a number hidden in prose) or needle, a mean over harder tasks, and the longest length at which that mean
+# is still good.
 #
 # #### Exercise 4.3: the loss by position  (difficulty 2 of 5, 10 minutes)
 #
@@ -601,7 +602,8 @@ for name, curve in curves.items():
 # #### Four tasks of the RULER kind
 #
 # *Needle*: one variable in hay (the passkey test, where the hay is prose and the needle a number). *Many needles*:
-# eight, each asked for. *Tracking*: a value handed on to another name. *Common word*: which word is most frequent?
+# eight, each asked for. *Tracking* (RULER: variable tracking): a value handed on to another name. *Common word* (RULER:
+# common words): which word is most frequent?
 
 # %%
 def four_tasks(model, n):
@@ -982,7 +984,7 @@ print("and u = w = 0, r = 0 is causal attention:", np.allclose(relative_attentio
 # | 2025-09 | Qwen3-Next (*conf*) | three gated delta layers, one full with two KV heads | 10 |
 # | 2025-09 | DeepSeek-V3.2, DSA (*conf*) | an indexer picks 2,048 keys for each query | 07, 09 |
 # | 2025-10 | Kimi Linear (2510.26692, *conf*) | mostly three delta layers, one latent attention | 10 |
-# | 2026-04 | DeepSeek-V4-Flash (*conf*) | window of 128; CSA (4 tokens into one, 512 picked) or HCA (128 into one) | 07 |
+# | 2026-04 | DeepSeek-V4-Flash (*conf*) | window of 128; CSA (4 tokens in one, 512 picked) or HCA (128 in one) | 07 |
 #
 # (NSA, DSA, CSA, HCA: ways to compress keys or to choose among them. A delta layer keeps one matrix instead of keys and
 # values. The lecture named builds it.)
@@ -1087,8 +1089,8 @@ for model in models:
           f"{BANDWIDTH / long[2]:8.0f}")
 
 # %% [markdown]
-# Prefill time grows faster than the prompt, decoding slows down because the cache has to be read for each token. And
-# two models that cost the same at 1k can differ several times at 128k: what a layer keeps decides.
+# Prefill time grows faster than the prompt, decoding slows down because the cache has to be read for each token. What a
+# layer keeps decides: Mistral 7B and Llama 3.1 8B, equal at 1k, differ three times in the prefill at 128k.
 #
 # #### "The energy is dominated by the attention mechanism"
 #
@@ -1638,9 +1640,9 @@ plotting.show("Two maps of the 32 banks: sixteen threads that read neighbouring 
               "read every fourth word share eight banks.")
 
 # %% [markdown]
-# The square of neighbours computes the same from the same bytes, and needs more wavefronts in shared memory and more
-# sectors in global memory. (Real kernels
-# do give a thread four neighbours, but load them as one `float4`.)
+# The square of neighbours computes the same from the same bytes, and needs twice the wavefronts in shared memory and
+# four times the sectors in global memory. (Real kernels do give a thread four neighbours, but load them as one
+# `float4`.)
 #
 # The function around the kernel: leading axes are broadcast (a shared matrix is copied for each pair; a stride of 0
 # in the kernel would spare that), and each pair of matrices gets its own blocks.
@@ -1729,7 +1731,7 @@ points |= {f"matmul 256, {name}": roof_point(flop, report.global_loaded + report
            for name, report in matmuls.items()}
 title = "A softmax stays on the slope; a product has to climb to the flat roof"
 ax = plotting.roofline(points, BANDWIDTH, SINGLE, title=title)
-ax.set(xlabel="FLOP per byte, at the floor of the problem", ylabel="FLOP per second, as the bytes permit")
+ax.set(xlabel="FLOP per byte, at the floor of the problem", ylabel="FLOP/s, as the bytes permit")
 ax.set_ylim(bottom=2e10)
 plotting.show("A roofline of an H100 in float32: two softmaxes at 0.6 operations a byte, the one that reads once on "
               "the slope; three matrix products at 43 operations a byte, below the flat roof.")
@@ -1793,7 +1795,7 @@ n = lengths[-1]
 points["decode, 1 query on 128k keys"] = roof_point(4.0 * n * d, 4.0 * n * d + 8.0 * n, 4.0 * n * d, PEAK)
 ax = plotting.roofline(points, BANDWIDTH, PEAK, title="The matrix in memory keeps long prompts at a fifth of the peak")
 ax.legend(loc="upper left", bbox_to_anchor=(0.0, -0.15))
-ax.set(xlabel="FLOP per byte, at the floor of the problem", ylabel="FLOP per second, as the bytes permit")
+ax.set(xlabel="FLOP per byte, at the floor of the problem", ylabel="FLOP/s, as the bytes permit")
 plotting.show("A roofline of an H100 in bfloat16: prefill at four lengths from 1k to 128k lies right of the ridge, but "
               "at a fifth of the peak; decoding lies on the slope at one operation a byte.")
 
@@ -1954,8 +1956,8 @@ plotting.show("Accuracy against the number of hops for three readers: near one f
 
 # %% [markdown]
 # No reader does better than a guess among the four values of the text. The answer is there, two lookups further; there
-# is no layer left to look it up. (Trained on longer
-# chains the reader would need more layers, or fewer if it learns to follow two links at once.)
+# is no layer left to look it up. (Trained on longer chains the reader would need more layers, or fewer if it learns to
+# follow two links at once.)
 #
 # Now the classic: the **parity** of a row of bits. Two models with the same layers read the same bits and are asked,
 # after each bit, for the parity so far. Between the bits stands one more token. In the first model it is blank; in
@@ -2100,7 +2102,7 @@ print("at 512 more weight than the formula predicts:                          ",
 # collapse**: rows that become too sharp (Zhai et al. 2023, arXiv 2303.06296).
 
 # %% [markdown]
-# ### The table of variants, measured
+# ### The table of variants: complexity, measured
 #
 # **Which variant grows how?** Most tables copy their exponents. Here five variants run at four lengths, each matrix
 # product is counted, the peak of the memory beyond the inputs is taken, and the exponents are fitted.
@@ -2216,8 +2218,8 @@ Markdown("\n".join(rows))
 # - Prompts are limited by the scores that are written, decoding by the cache that is read. Different cures.
 # - A claimed length is about positions. Needles, tracking, counts and the loss by position measure what is used, and
 #   differ.
-# - RoPE breaks past its trained length. Rescaling repairs it, our readers without training; memory across segments
-#   extends the reach by a segment a layer, which is not yet use.
+# - RoPE breaks past its trained length. Interpolation and YaRN repair it, in our readers without training;
+#   memory across segments extends the reach by a segment a layer, which is not yet use.
 # - Written steps add depth, and length.
 #
 # **Exercises left.**
