@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from attention.fundamentals import attention_numpy, softmax
 from attention.multi_head import TransformerConfig, TransformerLM, record
 from attention.rotary import Rotary, apply_rope_torch
-from utils import cuda
-from utils import training
+from utils import cuda, training
 
 
 def cached_step(x, keys, values, w_q, w_k, w_v):
@@ -37,8 +36,8 @@ def check_update(k, v, shape):
 class KVCache:
     """Keys and values of one layer, in memory that is taken once: (batch, n_heads, capacity, d_head) each."""
 
-    def __init__(self, batch, n_heads, capacity, d_head, dtype=torch.float64):
-        self.k = torch.zeros(batch, n_heads, capacity, d_head, dtype=dtype)
+    def __init__(self, batch, n_heads, capacity, d_head, dtype=torch.float64, device=None):
+        self.k = torch.zeros(batch, n_heads, capacity, d_head, dtype=dtype, device=device)
         self.v = torch.zeros_like(self.k)
         self.length = 0
 
@@ -69,9 +68,15 @@ class KVCache:
 
 
 def new_caches(model, batch, capacity):
-    """An empty KVCache for each layer of a TransformerLM, in the float type of its weights."""
-    c = model.config
-    return [KVCache(batch, c.n_heads, capacity, c.d_head, model.embedding.weight.dtype) for _ in range(c.n_layers)]
+    """An empty KVCache for each layer of a TransformerLM, in the float type of its weights and where they lie."""
+    c, w = model.config, model.embedding.weight
+    return [KVCache(batch, c.n_heads, capacity, c.d_head, w.dtype, w.device) for _ in range(c.n_layers)]
+
+def check_empty(model, caches):
+    """Raise ValueError, in one sentence, unless there is an empty cache for each layer of the model."""
+    held = [cache.length for cache in caches]
+    if held != [0] * model.config.n_layers:
+        raise ValueError(f"caches must be {model.config.n_layers}, one a layer, and empty, got lengths {held}")
 
 def sample(logits, temperature, top_k, rng):
     """Next tokens (batch,) from logits (batch, vocab_size); temperature 0 takes the largest."""
@@ -79,7 +84,8 @@ def sample(logits, temperature, top_k, rng):
         return logits.argmax(-1)
     logits = logits.double() / temperature
     if top_k is not None:
-        logits = logits.masked_fill(logits < logits.topk(min(top_k, logits.shape[-1])).values[:, -1:], -math.inf)
+        kept = logits.topk(min(top_k, logits.shape[-1]))
+        logits = torch.full_like(logits, -math.inf).scatter(-1, kept.indices, kept.values)
     draws = torch.from_numpy(rng.random(len(logits))).to(logits.device)
     cumulative = torch.softmax(logits, -1).cumsum(-1)
     return (cumulative < draws[:, None] * cumulative[:, -1:]).sum(-1)
@@ -97,6 +103,8 @@ def generate(model, ids, n_new, caches=None, temperature=0.0, top_k=None, seed=0
     if n_new < 0 or temperature < 0 or (top_k is not None and top_k < 1):
         raise ValueError("n_new and temperature must not be negative and top_k at least 1, "
                          f"got {n_new}, {temperature} and {top_k}")
+    if caches is not None:
+        check_empty(model, caches)
     rng = np.random.default_rng(seed)
     unread = ids
     for _ in range(n_new):
@@ -109,7 +117,7 @@ def generate(model, ids, n_new, caches=None, temperature=0.0, top_k=None, seed=0
 def forward_flops(n_new, n_keys, d_model, d_ff, n_layers, vocab_size):
     """Operations of all matrix products when a TransformerLM reads n_new tokens and then has n_keys keys.
 
-    n_new, n_keys integers (n,); the sizes as in TransformerConfig. Returns integers (n,).
+    n_new, n_keys integers (n,); the sizes as in TransformerConfig. Returns an integer array (n,).
     """
     projections = 2 * n_new * (4 * d_model**2 + 2 * d_model * d_ff)
     attention = 2 * n_new * n_keys * 2 * d_model                       # scores, and the weighted sum of values
@@ -193,8 +201,7 @@ class PagedKVCache:
 
     def __init__(self, pool, batch):
         self.pool = pool
-        self.tables = [[] for _ in range(batch)]
-        self.length = 0
+        self.tables, self.length = [[] for _ in range(batch)], 0
 
     @property
     def block_table(self):
@@ -202,7 +209,7 @@ class PagedKVCache:
         return np.array(self.tables, dtype=np.int32)
 
     def update(self, k, v):
-        """Store k and v (batch, n_heads, n_new, d_head); return all so far. MemoryError when pages run out."""
+        """Store k and v (batch, n_heads, n_new, d_head); return all so far. MemoryError keeps pages until close()."""
         size, n_heads, d_head = self.pool.k_pages.shape[1:]
         check_update(k, v, (len(self.tables), n_heads, 0, d_head))
         for row, table in enumerate(self.tables):
@@ -211,14 +218,14 @@ class PagedKVCache:
                 if page == len(table):
                     table.append(self.pool.take())
                 table[page] = self.pool.own(table[page])
-                self.pool.k_pages[table[page], slot] = k[row, :, new]
-                self.pool.v_pages[table[page], slot] = v[row, :, new]
+                where = table[page], slot
+                self.pool.k_pages[where], self.pool.v_pages[where] = k[row, :, new], v[row, :, new]
         self.length += k.shape[2]
         return self._gather(self.pool.k_pages), self._gather(self.pool.v_pages)
 
     def _gather(self, pages):
         """(batch, n_heads, length, d_head), contiguous."""
-        rows = pages[torch.tensor(self.tables)].flatten(1, 2)[:, :self.length]
+        rows = pages[torch.tensor(self.tables, dtype=torch.long)].flatten(1, 2)[:, :self.length]
         return rows.transpose(1, 2).contiguous()
 
     def fork(self, rows):
@@ -254,6 +261,7 @@ def generate_ragged(model, ids, lengths, n_new, caches):
 
     caches: empty, one for each layer. Returns (batch, n + n_new). ValueError where a row has no token.
     """
+    check_empty(model, caches)
     lengths = np.asarray(lengths)
     if lengths.shape != (len(ids),) or (lengths < 1).any():
         raise ValueError(f"lengths must be ({len(ids)},), each at least 1, got {lengths.tolist()}")
@@ -275,6 +283,8 @@ def check_decode_arguments(q, k, v, lengths, capacity):
     if len(k.shape) != 4 or k.shape[-1] != q.shape[-1]:
         raise ValueError(f"keys must have four axes, the last of {q.shape[-1]} as in q, got shape {tuple(k.shape)}")
     lengths = on_host(lengths)
+    if lengths.size and lengths.dtype.kind not in "iu":
+        raise ValueError(f"lengths must be integers, got {lengths.dtype}")
     if lengths.shape != (q.shape[0],):
         raise ValueError(f"lengths must be ({q.shape[0]},), one for each row of q, got shape {lengths.shape}")
     if lengths.size and (lengths.min() < 0 or lengths.max() > capacity):
@@ -307,7 +317,7 @@ def decode_attention_numpy(q, k_cache, v_cache, lengths, scale=None):
         k, v = (cache[row, :, :length].astype(work) for cache in (k_cache, v_cache))
         weights = softmax(np.einsum("hd,hnd->hn", q[row].astype(work), k) * scale)
         out[row] = np.einsum("hn,hnd->hd", weights, v)
-    return out.astype(np.result_type(q, np.float16), copy=False)
+    return out.astype(q.dtype if q.dtype.kind == "f" else np.float64, copy=False)
 
 def decode_attention_torch(q, k_cache, v_cache, lengths, scale=None):
     """decode_attention_numpy in PyTorch: all rows at once, differentiable. Same arguments, shapes and errors."""
@@ -320,8 +330,10 @@ def decode_attention_torch(q, k_cache, v_cache, lengths, scale=None):
     # What lies behind the end may be anything, even nan: 0 * nan is nan, so it is replaced before the products.
     k, v = (cache.to(work).masked_fill(~inside[..., None], 0) for cache in (k_cache, v_cache))
     scores = torch.einsum("bhd,bhnd->bhn", q.to(work), k) * scale
-    weights = torch.softmax(scores.masked_fill(~inside & (lengths > 0), -math.inf), dim=-1).masked_fill(~inside, 0)
-    return torch.einsum("bhn,bhnd->bhd", weights, v).to(q.dtype)
+    scores = scores.masked_fill(~inside, -math.inf)
+    nothing = (scores == -math.inf).all(-1, keepdim=True)
+    weights = torch.softmax(scores.masked_fill(nothing, 0), dim=-1).masked_fill(nothing, 0)
+    return torch.einsum("bhn,bhnd->bhd", weights, v).to(q.dtype if q.is_floating_point() else torch.float64)
 
 
 def gather_pages(pages, block_table, lengths):
@@ -345,17 +357,23 @@ def gather_pages(pages, block_table, lengths):
     rows = rows.reshape(rows.shape[0], -1, *rows.shape[3:]).swapaxes(1, 2)
     return rows.contiguous() if hasattr(rows, "contiguous") else np.ascontiguousarray(rows)
 
+def gather_both(k_pages, v_pages, block_table, lengths):
+    """gather_pages of keys and of values; ValueError when their shapes differ."""
+    if k_pages.shape != v_pages.shape:
+        raise ValueError(f"keys and values must have one shape, got {tuple(k_pages.shape)} and {tuple(v_pages.shape)}")
+    return [gather_pages(pages, block_table, lengths) for pages in (k_pages, v_pages)]
+
 def paged_decode_attention_numpy(q, k_pages, v_pages, block_table, lengths, scale=None):
     """decode_attention_numpy on a paged cache; pages (n_pages, page_size, heads, d_head), block_table (batch, columns).
 
     Entries of block_table behind a row's last page may be -1. Source: Kwon et al. 2023 (arXiv 2309.06180).
     """
-    k, v = (gather_pages(pages, block_table, lengths) for pages in (k_pages, v_pages))
+    k, v = gather_both(k_pages, v_pages, block_table, lengths)
     return decode_attention_numpy(q, k, v, lengths, scale)
 
 def paged_decode_attention_torch(q, k_pages, v_pages, block_table, lengths, scale=None):
     """paged_decode_attention_numpy in PyTorch. Same arguments, shapes and errors."""
-    k, v = (gather_pages(pages, block_table, lengths) for pages in (k_pages, v_pages))
+    k, v = gather_both(k_pages, v_pages, block_table, lengths)
     return decode_attention_torch(q, k, v, lengths, scale)
 
 
@@ -364,8 +382,12 @@ def beam_search(model, ids, n_new, width, caches):
     """The `width` likeliest continuations found. ids (1, n); caches empty, for `width` rows.
 
     Returns (width, n + n_new) and the log probabilities (width,) of the new tokens, best first. width is at most the
-    size of the vocabulary.
+    size of the vocabulary. ValueError for other shapes or widths, or caches that are not empty.
     """
+    if ids.ndim != 2 or len(ids) != 1 or not 1 <= width <= model.config.vocab_size:
+        raise ValueError(f"ids must be (1, n) and width between 1 and {model.config.vocab_size}, "
+                         f"got {tuple(ids.shape)} and {width}")
+    check_empty(model, caches)
     beams = unread = ids.expand(width, -1)
     totals = torch.full((width,), -math.inf, dtype=torch.float64)
     totals[0] = 0.0                                # the rows are still equal: only one may have children
@@ -383,8 +405,8 @@ def beam_search(model, ids, n_new, width, caches):
 def verify_draft(draft, logits):
     """The tokens that greedy decoding would write: the draft as far as the model agrees, and one of the model's own.
 
-    draft integers (n_draft,); logits (n_draft + 1, vocab_size), row i after draft[:i]. Returns integers, 1 to
-    n_draft + 1 of them. Source: the greedy case of Leviathan et al. 2022 (arXiv 2211.17192).
+    draft integers (n_draft,); logits (n_draft + 1, vocab_size), row i after draft[:i]. Returns an integer array of
+    1 to n_draft + 1 tokens. Source: the greedy case of Leviathan et al. 2022 (arXiv 2211.17192).
     """
     own = logits.argmax(-1)
     wrong = np.flatnonzero(own[:-1] != draft)
@@ -400,7 +422,7 @@ def generate_speculative(model, ids, n_new, propose, caches):
     """
     end, calls = ids.shape[1] + n_new, 0
     while ids.shape[1] < end:
-        draft = propose(ids)
+        draft = propose(ids)[:end - ids.shape[1] - 1]      # no more than can be used
         unread = torch.cat([ids[0], torch.as_tensor(draft, dtype=ids.dtype)])[caches[0].length:]
         logits = model(unread[None], caches=caches)[0, -len(draft) - 1:]
         calls += 1
@@ -578,7 +600,7 @@ def keep_heavy(weights, budget, fair=False):
     """
     check_budget(weights, budget)
     n_queries, n_keys = weights.shape[-2:]
-    scores = weights.sum(-2)
+    scores = weights.sum(-2, dtype=float)
     if fair:
         visible = np.arange(n_keys - n_queries, n_keys) + 1
         seen_by = np.minimum(n_queries, n_keys - np.arange(n_keys))
@@ -595,14 +617,15 @@ def keep_voted(weights, budget, n_voters=8, width=1):
     Source: Li et al. 2024 (SnapKV, arXiv 2404.14469).
     """
     check_budget(weights, budget)
-    if width < 1 or width % 2 == 0:
-        raise ValueError(f"width must be odd, got {width}")
+    if n_voters < 1 or width < 1 or width % 2 == 0:
+        raise ValueError(f"n_voters must be at least 1 and width odd, got {n_voters} and {width}")
     votes = weights[..., -n_voters:, :].sum(-2)
     padded = np.pad(votes, [(0, 0)] * (votes.ndim - 1) + [(width // 2, width // 2)])
     votes = np.lib.stride_tricks.sliding_window_view(padded, width, axis=-1).max(-1)
     n_keys = votes.shape[-1]
-    last = np.arange(n_keys) >= n_keys - n_voters
-    return mark_largest(np.where(last, np.inf, votes), budget)
+    place = np.arange(n_keys)
+    above_all = votes.max(-1, keepdims=True) + 1 + place                # of the voters the most recent first
+    return mark_largest(np.where(place >= n_keys - n_voters, above_all, votes), budget)
 
 def evict(cache, keep, room):
     """A KVCache of the kept keys and values of a KVCache, with room for that many tokens more.
@@ -671,7 +694,8 @@ def round_to_levels(x, bits, per):
 def quantize(x, bits, axis):
     """Round x to 2**bits levels between its minimum and maximum along `axis`. Returns codes, minimum and step.
 
-    x: floats. codes: uint8 of x's shape; minimum and step: float16, x's shape with `axis` of size 1.
+    x: floats of size below 65,504, the limit of minimum and step. codes: uint8 of x's shape; minimum and step: float16,
+    x's shape with `axis` of size 1.
     Dequantised: codes * step + minimum. ValueError for bits other than 2, 4 or 8.
     """
     if bits not in (2, 4, 8):
@@ -687,8 +711,10 @@ def dequantize(codes, minimum, step, dtype):
     return codes.to(dtype) * step.to(dtype) + minimum.to(dtype)
 
 def pack(codes, bits):
-    """Put 8 / bits codes into each byte along the last axis, whose size must be a multiple of that."""
+    """Put 8 / bits codes into each byte along the last axis, whose size must be a multiple of that, else ValueError."""
     per_byte = 8 // bits
+    if codes.shape[-1] % per_byte:
+        raise ValueError(f"the last axis must be a multiple of {per_byte}, got {codes.shape[-1]}")
     parts = codes.unflatten(-1, (-1, per_byte)).to(torch.int32) << (torch.arange(per_byte) * bits)
     return parts.sum(-1).to(torch.uint8)
 
@@ -706,6 +732,8 @@ class QuantizedKVCache:
     """
 
     def __init__(self, bits, group=32, key_axis="channel"):
+        if bits not in (2, 4, 8) or group < 1:
+            raise ValueError(f"bits must be 2, 4 or 8 and group at least 1, got {bits} and {group}")
         if key_axis not in ("channel", "token"):
             raise ValueError(f'key_axis must be "channel" or "token", got {key_axis!r}')
         self.bits, self.group, self.length = bits, group, 0
@@ -720,19 +748,23 @@ class QuantizedKVCache:
             t.nbytes for t in self.recent if t is not None)
 
     def update(self, k, v):
-        """Store k and v (batch, n_heads, n_new, d_head); return all keys and values so far, dequantised."""
+        """Store k and v (batch, n_heads, n_new, d_head); return all so far.
+
+        Earlier groups come back dequantised, the rest as it came. A group that is full now is packed for the next
+        call: its minimum and step would let a token see later ones.
+        """
         self.length += k.shape[2]
         found = []
         for kind, new in enumerate((k, v)):
             recent = new if self.recent[kind] is None else torch.cat([self.recent[kind], new], dim=2)
+            old = [dequantize(unpack(packed, self.bits), minimum, step, new.dtype)
+                   for packed, minimum, step in self.stored[kind]]
+            found.append(torch.cat([*old, recent], dim=2))
             while recent.shape[2] >= self.group:
                 codes, minimum, step = quantize(recent[:, :, :self.group], self.bits, self.axes[kind])
                 self.stored[kind].append((pack(codes, self.bits), minimum, step))
                 recent = recent[:, :, self.group:].clone()
             self.recent[kind] = recent
-            old = [dequantize(unpack(packed, self.bits), minimum, step, new.dtype)
-                   for packed, minimum, step in self.stored[kind]]
-            found.append(torch.cat([*old, recent], dim=2))
         return tuple(found)
 
 
@@ -812,8 +844,7 @@ __device__ void attend_split(const float* q, const float* k, const float* v, flo
   extern __shared__ float q_row[];                      // the query, then what is summed so far: d floats each
   float *sum = q_row + d, maximum = -INFINITY, total = 0.0f;
   int lane = threadIdx.x, begin = blockIdx.y * SPLIT, end = min(begin + SPLIT, length);
-  if (begin >= end && lane == 0) *lse = -INFINITY;      // no keys here: the merge will not look at out
-  if (begin >= end) return;
+  if (begin >= end) { if (lane == 0) *lse = -INFINITY; return; }            // no keys: the merge will not look at out
 
   // load
   for (int c = lane; c < d; c += 32) q_row[c] = scale * q[c], sum[c] = 0.0f;
@@ -837,7 +868,6 @@ __device__ void attend_split(const float* q, const float* k, const float* v, flo
     float weight = expf(score - top), shrink = expf(maximum - top);
     total = total * shrink + warp_sum(weight), maximum = larger;
     for (int c = lane; c < d; c += 32) sum[c] *= shrink;
-
     // accumulate
     for (int t = 0; t < n; ++t) {
       const float* value = v + __shfl_sync(0xffffffff, mine, t);
@@ -906,6 +936,8 @@ def decode_attention_cuda(q, k_cache, v_cache, lengths, scale=None):
 
     NumPy arrays and CPU tensors run on the CPU, CUDA tensors on the GPU; lengths may lie anywhere. Computed in single
     precision, returned in the kind and type of q. Not differentiable. A row's result does not depend on the other rows.
+    The cache is read in place only if it is contiguous float32 (pass cache.k and the lengths, not the view that update
+    returns); any other is copied whole at each call.
     d_head up to 6,000 and 1.5 million keys with 48 KB of shared memory. Source: Flash-Decoding (Dao et al. 2023).
     """
     check_cache_shape(q, k_cache)

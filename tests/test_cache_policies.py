@@ -100,7 +100,7 @@ def test_voters_decide_and_stay():
     weights[16:, 9] = 1.0
     assert np.flatnonzero(keep_voted(weights, 5, n_voters=4)).tolist() == [9, 16, 17, 18, 19]
     assert np.flatnonzero(keep_voted(weights, 7, n_voters=4, width=3)).tolist() == [8, 9, 10, 16, 17, 18, 19]
-    with pytest.raises(ValueError, match="width must be odd"):
+    with pytest.raises(ValueError, match="width odd, got 8 and 2"):
         keep_voted(weights, 5, width=2)
 
 
@@ -250,12 +250,41 @@ def test_the_bytes_of_a_quantised_cache_include_minimum_and_step(bits, per_numbe
 def test_token_by_token_the_quantised_cache_holds_the_same():
     k, v = some(1, 2, 50, 16), some(1, 2, 50, 16, seed=1)
     once, one_by_one = QuantizedKVCache(4, group=16), QuantizedKVCache(4, group=16)
-    expected = once.update(k, v)
+    once.update(k[:, :, :49], v[:, :, :49])
+    expected = once.update(k[:, :, 49:], v[:, :, 49:])
     for t in range(50):
         got = one_by_one.update(k[:, :, t : t + 1], v[:, :, t : t + 1])
+    assert not torch.equal(got[0][:, :, :48], k[:, :, :48]), "the others are not"
     assert all(torch.equal(a, b) for a, b in zip(got, expected))
     assert torch.equal(got[0][:, :, 48:], k[:, :, 48:]), "the last tokens are exact"
     assert once.n_bytes == one_by_one.n_bytes
+
+
+@pytest.mark.parametrize("key_axis", ["token", "channel"])
+def test_a_quantised_cache_tells_no_token_about_later_ones(key_axis):
+    k, v, later = some(1, 2, 50, 16), some(1, 2, 50, 16, seed=1), some(1, 2, 50, 16, seed=2)
+    found = []
+    for end in (k, torch.cat([k[:, :, :20], 100 * later[:, :, 20:]], dim=2)):
+        cache = QuantizedKVCache(2, group=16, key_axis=key_axis)
+        parts = [cache.update(end[:, :, a:b], v[:, :, a:b]) for a, b in ((0, 20), (20, 50))]
+        found.append([parts[0][0], parts[1][0][:, :, :20]])
+    for plain, with_other_end in zip(*found):
+        assert torch.equal(plain, with_other_end)
+
+
+def test_a_quantised_cache_refuses_sizes_it_cannot_pack():
+    for bits, group in ((3, 32), (4, 0)):
+        with pytest.raises(ValueError, match=f"got {bits} and {group}"):
+            QuantizedKVCache(bits, group)
+    with pytest.raises(ValueError, match="multiple of 4, got 6"):
+        QuantizedKVCache(2, group=2).update(some(1, 1, 2, 6), some(1, 1, 2, 6))
+
+
+def test_of_too_many_voters_the_most_recent_are_kept():
+    even = np.tri(20) / np.arange(1, 21)[:, None]
+    assert np.flatnonzero(keep_voted(even, 4, n_voters=8)).tolist() == [16, 17, 18, 19]
+    with pytest.raises(ValueError, match="n_voters must be at least 1"):
+        keep_voted(even, 4, n_voters=0)
 
 
 def test_a_large_channel_spoils_the_others_per_token_only():

@@ -202,6 +202,16 @@ def test_decode_attention_keeps_the_float_type_and_survives_extreme_scores(dtype
     np.testing.assert_allclose(torched.float(), out.astype(np.float32), atol=1e-2)
 
 
+def test_decode_attention_of_integers_is_double_and_a_row_without_finite_scores_is_zero():
+    q, k, v = (a.astype(np.int64) for a in decode_input([4], 2, 4, 4))
+    out, torched = c.decode_attention_numpy(q, k, v, [4]), c.decode_attention_torch(*map(torch.from_numpy, (q, k, v)), [4])
+    assert out.dtype == np.float64 and torched.dtype == torch.float64
+    np.testing.assert_allclose(torched.numpy(), out, atol=1e-6)
+    keys = np.full((1, 2, 4, 4), -np.inf)
+    for function, kind in ((c.decode_attention_numpy, np.asarray), (c.decode_attention_torch, torch.as_tensor)):
+        assert (np.asarray(function(kind(np.ones((1, 2, 4))), kind(keys), kind(np.ones_like(keys)), [4])) == 0).all()
+
+
 def test_decode_attention_has_a_gradient_and_none_behind_the_end():
     arrays = [torch.from_numpy(a).requires_grad_() for a in decode_input([3, 0, 6], 2, 6, 4)]
     c.decode_attention_torch(*arrays, [3, 0, 6]).sum().backward()
@@ -216,12 +226,14 @@ def test_arguments_of_decode_attention_that_do_not_fit_are_named():
     for arguments, words in [
         ((q[0], k, v, [3, 2]), "q must be"), ((q, k, v[:, :, :3], [3, 2]), "one shape"), ((q, k, v, [3]), "lengths must be"),
         ((q, k, v, [3, 7]), "between 0 and 6"), ((q, k[:, :1], v[:, :1], [3, 2]), "rows and heads of q"),
-        ((q, k[..., :3], v[..., :3], [3, 2]), "last of 4"),
+        ((q, k, v, [3, 2.5]), "lengths must be integers"), ((q, k[..., :3], v[..., :3], [3, 2]), "last of 4"),
     ]:
         for function in (c.decode_attention_numpy, c.decode_attention_torch):
             tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in arguments[:3]] + [arguments[3]]
             with pytest.raises(ValueError, match=words):
                 function(*(arguments if function is c.decode_attention_numpy else tensors))
+    with pytest.raises(ValueError, match="one shape"):
+        c.paged_decode_attention_numpy(q, pages, pages[:3], table, np.array([3, 2]))
     for wrong_table, lengths, words in [(table[0], [3, 2], "block_table must be"), (table, [3, 3], "pages 0 to 4"),
                                         (table, [3, 5], "room for 4"), (table + 4, [3, 2], "pages 0 to 4")]:
         with pytest.raises(ValueError, match=words):
@@ -250,6 +262,33 @@ def test_generation_refuses_what_makes_no_sense():
     for keywords in ({"temperature": -1.0}, {"temperature": 1.0, "top_k": 0}):
         with pytest.raises(ValueError, match="top_k"):
             c.generate(model, ids, 2, **keywords)
+
+
+def test_a_used_cache_is_refused_by_all_that_would_read_it_as_empty():
+    model, ids = make_model(), make_ids(1, 3)
+    used = c.new_caches(model, 1, 20)
+    c.generate(model, ids, 2, used)
+    for write in (lambda caches: c.generate(model, ids, 2, caches), lambda caches: c.beam_search(model, ids, 2, 1, caches),
+                  lambda caches: c.generate_ragged(model, ids, [3], 2, caches)):
+        for caches in (used, c.new_caches(model, 1, 20)[:1]):
+            with pytest.raises(ValueError, match="caches must be 2, one a layer, and empty"):
+                write(caches)
+
+
+def test_beam_search_refuses_several_prompts_and_impossible_widths():
+    model = make_model()
+    for rows, width in ((2, 4), (1, 0), (1, CONFIG.vocab_size + 1)):
+        with pytest.raises(ValueError, match=f"width between 1 and {CONFIG.vocab_size}, got"):
+            c.beam_search(model, make_ids(rows, 3), 2, width, c.new_caches(model, max(width, 1), 5))
+
+
+def test_of_equal_logits_no_more_than_top_k_are_drawn():
+    drawn = c.sample(torch.zeros(1000, 5), 1.0, 2, np.random.default_rng(0))
+    assert len(set(drawn.tolist())) == 2
+
+
+def test_caches_lie_where_the_model_lies():
+    assert {cache.k.device.type for cache in c.new_caches(make_model().to("meta"), 1, 4)} == {"meta"}
 
 
 def test_samples_follow_the_softmax_and_respect_top_k():
@@ -301,7 +340,7 @@ def test_speculation_is_greedy_exact_whatever_is_guessed(quality):
         guesses = np.where(rng.random(len(right)) < quality, right, rng.integers(CONFIG.vocab_size, size=len(right)))
         return guesses.tolist()
 
-    out, calls = c.generate_speculative(model, ids, 30, propose, c.new_caches(model, 1, 48))
+    out, calls = c.generate_speculative(model, ids, 30, propose, c.new_caches(model, 1, 6 + 30 - 1))
     assert torch.equal(out[0], truth[:36])
     assert calls <= 30 and (quality < 1 or calls == 6)
     _, calls = c.generate_speculative(model, ids, 30, lambda written: [], c.new_caches(model, 1, 48))

@@ -104,6 +104,15 @@ def no_cache_at_all(n_new, n_keys, d_model, d_ff, n_layers, vocab_size):
     return flops_by_weights(n_keys, n_keys, d_model, d_ff, n_layers, vocab_size)
 
 
+@wrong("5.2", "only those of the n_new tokens are computed")
+def keys_of_old_tokens_again(n_new, n_keys, d_model, d_ff, n_layers, vocab_size):
+    total = 2 * n_new * d_model * vocab_size
+    for _ in range(n_layers):
+        total = total + 4 * n_new * d_model**2 + 4 * n_keys * d_model**2           # queries, output; keys, values
+        total = total + 4 * n_new * d_model * d_ff + 4 * n_new * n_keys * d_model
+    return total
+
+
 @wrong("5.2", "The output layer is missing")
 def layers_only(n_new, n_keys, d_model, d_ff, n_layers, vocab_size):
     return flops_by_weights(n_new, n_keys, d_model, d_ff, n_layers, 0)
@@ -181,6 +190,32 @@ def verify_by_cumprod(draft, logits):
 def verify_count(draft, logits):
     own = logits.argmax(-1)
     return own[: np.count_nonzero(own[:-1] == draft) + 1]
+
+
+@wrong("5.4", "All matches are counted")
+def verify_later_matches(draft, logits):
+    own = logits.argmax(-1)
+    m = own[:-1] == draft
+    return np.concatenate([draft[m], [own[m.sum()]]]).astype(int)
+
+
+@wrong("5.4", "ask first whether there is a mismatch")
+def verify_by_argmax(draft, logits):
+    own = logits.argmax(-1)
+    n = (own[:-1] != draft).argmax() if len(draft) else 0
+    return own[: n + 1]
+
+
+@wrong("5.4", "ask first whether there is a mismatch")
+def verify_by_argmax_that_needs_a_draft(draft, logits):
+    own = logits.argmax(-1)
+    return own[: (own[:-1] != draft).argmax() + 1]
+
+
+@wrong("5.4", "not from the last row of logits")
+def verify_with_the_last_row(draft, logits):
+    n = int(np.cumprod(logits[:-1].argmax(-1) == draft).sum())
+    return np.append(draft[:n], logits[-1].argmax())
 
 
 @wrong("5.4", "Everything the model says is taken")

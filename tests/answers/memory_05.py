@@ -110,6 +110,15 @@ def levels_without_error(x, bits, per):
     return levels_by_searching(x, bits, "channel" if per == "channel" else "token")
 
 
+def levels_of_a_matrix(x, bits, per):
+    if per not in ("channel", "token"):
+        raise ValueError(per)
+    axis = 0 if per == "channel" else 1
+    low, high = x.min(axis, keepdims=True), x.max(axis, keepdims=True)
+    step = np.maximum((high - low) / (2**bits - 1), 1e-300)
+    return np.rint((x - low) / step) * step + low
+
+
 def levels_as_codes(x, bits, per):
     axis = -2 if per == "channel" else -1
     low, high = x.min(axis, keepdims=True), x.max(axis, keepdims=True)
@@ -130,7 +139,7 @@ WRONG = {
     "5.5": [
         (heavy_only, "half of it is for the most recent"),
         (heavy_counted_twice, "counted twice"),
-        (heavy_that_ignores_fair, "fair is ignored"),
+        (heavy_that_ignores_fair, "fair does not change"),
         (heavy_as_places, "expected"),
         (heavy_from_zero_recent, "NO"),
         (heavy_of_the_rows, "NO"),
@@ -140,6 +149,7 @@ WRONG = {
         (levels_one_too_many, "2^b - 1 steps"),
         (levels_with_nan, "0/0 is nan"),
         (levels_without_error, "expected a ValueError"),
+        (levels_of_a_matrix, "counted from the front"),
         (levels_as_codes, "expected floats"),
         (levels_around_zero, "between the smallest and the largest"),
     ],

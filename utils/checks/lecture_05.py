@@ -1,8 +1,7 @@
 """The exercises of lecture 05: a step with a cache, its operations, left padding, the verification of a draft.
 What a cache may forget is in memory_05.py, the kernels are in kernels_05.py.
 
-The oracles go one token at a time, in
-Python's own arithmetic.
+The oracles go one token at a time, in Python's own arithmetic.
 """
 
 import math
@@ -199,6 +198,12 @@ def _(n_new, n_keys, d_model, d_ff, n_layers, vocab_size):
     return forward_flops.oracle(n_keys, n_keys, d_model, d_ff, n_layers, vocab_size)
 
 
+@forward_flops.mistake("Keys and values of old tokens are in the cache: only those of the n_new tokens are computed.")
+def _(n_new, n_keys, d_model, d_ff, n_layers, vocab_size):
+    again = n_layers * 2 * 2 * (n_keys - n_new) * d_model**2
+    return forward_flops.oracle(n_new, n_keys, d_model, d_ff, n_layers, vocab_size) + again
+
+
 @forward_flops.mistake("The output layer stands once, behind the last layer.")
 def _(n_new, n_keys, d_model, d_ff, n_layers, vocab_size):
     return n_layers * forward_flops.oracle(n_new, n_keys, d_model, d_ff, 1, vocab_size)
@@ -357,6 +362,24 @@ def _(draft, logits):
 def _(draft, logits):
     own = logits.argmax(-1)
     return own[: (own[:-1] == draft).sum() + 1]
+
+
+@verify_draft.mistake("All matches are counted: what comes behind the first mismatch means nothing.")
+def _(draft, logits):
+    own = logits.argmax(-1)
+    match = own[:-1] == draft
+    return np.append(draft[match], own[match.sum()])
+
+
+@verify_draft.mistake("When nothing differs, argmax of the comparison is 0: ask first whether there is a mismatch.")
+def _(draft, logits):
+    own, n = logits.argmax(-1), accepted(draft, logits)
+    return own[:1] if n == len(draft) else own[: n + 1]
+
+
+@verify_draft.mistake("The model's own token comes from the first row that disagrees, not from the last row of logits.")
+def _(draft, logits):
+    return np.append(draft[: accepted(draft, logits)], logits[-1].argmax())
 
 
 @verify_draft.mistake("Everything the model says is taken: behind the first mismatch it read a wrong guess.")

@@ -149,7 +149,7 @@ for message, change in {
         "scores": lambda weights, fair: weights[..., -1, :] if not fair else usual_scores(weights, fair)
     },
     "The least looked at are kept: take the largest sums.": {"scores": lambda weights, fair: -usual_scores(weights, fair)},
-    "fair is ignored.": {"scores": lambda weights, fair: weights.sum(-2)},
+    "fair does not change which keys are kept: weigh by what a query sees, divide by who sees the key.": {"scores": lambda weights, fair: weights.sum(-2)},
     "fair: the sum is divided by the queries that see the key, but the weights were not multiplied by what a query sees.": {
         "scores": partial(uncorrected, visible=False)
     },
@@ -280,6 +280,11 @@ def _(x, bits, per):
     low, high = x.min(axis, keepdims=True), x.max(axis, keepdims=True)
     step = (high - low) / (2**bits - 1)
     return np.round((x - low) / np.where(step == 0, 1, step))
+
+
+@round_to_levels.mistake("The axes are counted from the front: with leading axes channels run along -2, tokens along -1.")
+def _(x, bits, per):
+    return usual_levels(x, bits, per, axes={"channel": 0, "token": 1})
 
 
 @round_to_levels.mistake("The heads of a batch share a group: only one axis is grouped.")
