@@ -8,23 +8,9 @@ import math
 
 import numpy as np
 
-RIGHT, WRONG = {}, {}
+from tests.answers.collect import collect
 
-
-def right(number):
-    def add(answer):
-        RIGHT.setdefault(number, []).append(answer)
-        return answer
-
-    return add
-
-
-def wrong(number, words):
-    def add(answer):
-        WRONG.setdefault(number, []).append((answer, words))
-        return answer
-
-    return add
+RIGHT, WRONG, right, wrong = collect()
 
 
 # --- 1.1 -------------------------------------------------------------------------------------------------------------

@@ -4,26 +4,10 @@ with words that the report must contain. Those of its kernel are in kernels_02.p
 import numpy as np
 
 from tests.answers import kernels_02
+from tests.answers.collect import collect
 from utils.checks.lecture_02 import parameter
 
-RIGHT = {number: list(given) for number, given in kernels_02.RIGHT.items()}
-WRONG = {number: list(given) for number, given in kernels_02.WRONG.items()}
-
-
-def right(number):
-    def add(answer):
-        RIGHT.setdefault(number, []).append(answer)
-        return answer
-
-    return add
-
-
-def wrong(number, words):
-    def add(answer):
-        WRONG.setdefault(number, []).append((answer, words))
-        return answer
-
-    return add
+RIGHT, WRONG, right, wrong = collect(kernels_02)
 
 
 # --- 2.1 -------------------------------------------------------------------------------------------------------------

@@ -9,24 +9,9 @@ import math
 import numpy as np
 
 from tests.answers import kernels_03
+from tests.answers.collect import collect
 
-RIGHT, WRONG = {}, {}
-
-
-def right(number):
-    def add(answer):
-        RIGHT.setdefault(number, []).append(answer)
-        return answer
-
-    return add
-
-
-def wrong(number, words):
-    def add(answer):
-        WRONG.setdefault(number, []).append((answer, words))
-        return answer
-
-    return add
+RIGHT, WRONG, right, wrong = collect(kernels_03)
 
 
 # --- 3.1 -------------------------------------------------------------------------------------------------------------
@@ -248,10 +233,6 @@ def kept_without_limits(frequencies, length, slow, fast):
 @wrong("3.6", "There is no ramp")
 def kept_or_not(frequencies, length, slow, fast):
     return np.where(frequencies * length / (2 * math.pi) >= fast, 1.0, 0.0)
-
-
-RIGHT |= kernels_03.RIGHT
-WRONG |= kernels_03.WRONG
 
 
 # --- how the lecture calls them --------------------------------------------------------------------------------------

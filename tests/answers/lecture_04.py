@@ -7,24 +7,9 @@ are further wrong answers.
 import numpy as np
 
 from tests.answers import kernels_04
+from tests.answers.collect import collect
 
-RIGHT, WRONG = dict(kernels_04.RIGHT), dict(kernels_04.WRONG)
-
-
-def right(number):
-    def add(answer):
-        RIGHT.setdefault(number, []).append(answer)
-        return answer
-
-    return add
-
-
-def wrong(number, words):
-    def add(answer):
-        WRONG.setdefault(number, []).append((answer, words))
-        return answer
-
-    return add
+RIGHT, WRONG, right, wrong = collect(kernels_04)
 
 
 # --- 4.1 -------------------------------------------------------------------------------------------------------------

@@ -5,25 +5,9 @@ import itertools
 import numpy as np
 
 from tests.answers import kernels_05, memory_05
+from tests.answers.collect import collect
 
-RIGHT = dict(kernels_05.RIGHT | memory_05.RIGHT)
-WRONG = dict(kernels_05.WRONG | memory_05.WRONG)
-
-
-def right(number):
-    def add(answer):
-        RIGHT.setdefault(number, []).append(answer)
-        return answer
-
-    return add
-
-
-def wrong(number, words):
-    def add(answer):
-        WRONG.setdefault(number, []).append((answer, words))
-        return answer
-
-    return add
+RIGHT, WRONG, right, wrong = collect(kernels_05, memory_05)
 
 
 # --- 5.1 -------------------------------------------------------------------------------------------------------------

@@ -9,24 +9,9 @@ import math
 import numpy as np
 
 from tests.answers import kernels_06
+from tests.answers.collect import collect
 
-RIGHT, WRONG = dict(kernels_06.RIGHT), dict(kernels_06.WRONG)
-
-
-def right(number):
-    def add(answer):
-        RIGHT.setdefault(number, []).append(answer)
-        return answer
-
-    return add
-
-
-def wrong(number, words):
-    def add(answer):
-        WRONG.setdefault(number, []).append((answer, words))
-        return answer
-
-    return add
+RIGHT, WRONG, right, wrong = collect(kernels_06)
 
 
 # --- 6.1 -------------------------------------------------------------------------------------------------------------
