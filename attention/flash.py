@@ -4,6 +4,8 @@
 import datetime
 import functools
 import math
+import os
+import socket
 import tempfile
 import time
 from multiprocessing import connection
@@ -14,8 +16,21 @@ import torch
 from torch import distributed, multiprocessing
 from torch.nn import functional as F
 
-from attention.fundamentals import check_arguments
+from attention.fundamentals import ROW_OF_A_TILE, check_arguments
 from utils import cuda
+
+__all__ = [
+    "flash_attention_numpy",
+    "flash_attention_torch",
+    "flash_attention_cuda",
+    "flash_attention_backward_numpy",
+    "flash_attention_backward_torch",
+    "flash_attention_backward_cuda",
+    "online_softmax",
+    "merge_by_lse",
+    "ring_attention_numpy",
+    "ring_attention",
+]
 
 
 def online_softmax(m, ell, scores):
@@ -26,7 +41,8 @@ def online_softmax(m, ell, scores):
     all that was read; a row of nothing but -inf keeps -inf and 0.
     Source: Milakov and Gimelshein 2018 (arXiv 1805.02867), algorithm 3.
     """
-    m_new = np.maximum(m, scores.max(axis=-1))
+    scores = scores.astype(cuda.float_type(scores), copy=False)
+    m_new = np.maximum(m, scores.max(axis=-1, initial=-np.inf))
     finite = np.where(np.isneginf(m_new), 0, m_new)
     ell_new = ell * np.exp(m - finite) + np.exp(scores - finite[..., None]).sum(axis=-1)
     return m_new.astype(scores.dtype), ell_new.astype(scores.dtype)
@@ -40,13 +56,18 @@ def merge_by_lse(outs, lses):
     float types of outs and lses; a query with nothing to attend to gets 0 and -inf.
     """
     outs, lses = np.asarray(outs), np.asarray(lses)
+    if lses.ndim < 1 or len(lses) == 0 or outs.shape[:-1] != lses.shape:
+        raise ValueError("outs and lses must be (n_parts, ..., n_queries, d_v) and (n_parts, ..., n_queries) of at least "
+                         f"one part, got shapes {outs.shape} and {lses.shape}")
     top = lses.max(axis=0)
     finite = np.where(np.isneginf(top), 0, top)
     shares = np.exp(lses - finite)
     total = shares.sum(axis=0)
-    out = (shares[..., None] * outs).sum(axis=0) / np.where(total == 0, 1, total)[..., None]
+    out = shares[..., None] * outs
+    out[shares == 0] = 0                                   # a part that was not seen may hold anything, even nan
+    out = out.sum(axis=0) / np.where(total == 0, 1, total)[..., None]
     with np.errstate(divide="ignore"):                     # the logarithm of an empty row is -inf, as it should be
-        return out.astype(np.result_type(outs, np.float16)), finite + np.log(total)
+        return cuda.like(out, outs), finite + np.log(total)
 
 
 def check_blocks(block_q, block_k):
@@ -77,12 +98,14 @@ def flash_attention_numpy(q, k, v, causal=False, scale=None, block_q=64, block_k
     """
     check_arguments(q, k, v)
     check_blocks(block_q, block_k)
-    work = np.result_type(q, np.float32)                   # half precision is computed in single
+    cuda.check_kind(np.ndarray, q=q, k=k, v=v)
+    work = cuda.work_type(q)                               # half precision is computed in single
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     lead = leading_axes(q, k, v)
+    q = np.broadcast_to(q, (*lead, *q.shape[-2:]))
     n_queries, n_keys = q.shape[-2], k.shape[-2]
     shift = n_keys - n_queries                             # query i may see the keys up to i + shift
-    out = np.zeros((*lead, n_queries, v.shape[-1]), np.result_type(q, np.float16))
+    out = np.zeros((*lead, n_queries, v.shape[-1]), cuda.float_type(q))
     lse = np.full((*lead, n_queries), -np.inf, work)
     for i in range(0, n_queries, block_q):
         rows = np.arange(i, min(i + block_q, n_queries))
@@ -101,7 +124,7 @@ def flash_attention_numpy(q, k, v, causal=False, scale=None, block_q=64, block_k
             p = np.exp(np.subtract(s, finite, out=s), out=s)                   # in the place of the scores
             factor = np.exp(m - finite)
             ell = ell * factor + p.sum(axis=-1, keepdims=True)
-            o = o * factor + p @ v_j
+            o = o * factor + cuda.weighted_sum(p, v_j)
             m = m_new
         out[..., rows, :] = o / np.where(ell == 0, 1, ell)
         with np.errstate(divide="ignore"):
@@ -116,6 +139,8 @@ def causal_tiles(n_queries, n_keys, block_q, block_k):
     Raises ValueError when a block size is no positive whole number.
     """
     check_blocks(block_q, block_k)
+    if n_queries < 0 or n_keys < 0:
+        raise ValueError(f"n_queries and n_keys must not be negative, got {n_queries} and {n_keys}")
     full = partial = skipped = 0
     for i in range(0, n_queries, block_q):
         last_i, shift = min(i + block_q, n_queries) - 1, n_keys - n_queries
@@ -133,6 +158,7 @@ def causal_tiles(n_queries, n_keys, block_q, block_k):
 def check_backward(q, k, v, out, lse, d_out):
     """Raise ValueError, in one sentence, unless what a backward pass is given fits together. For arrays and tensors."""
     check_arguments(q, k, v)
+    cuda.check_numbers(out=out, lse=lse, d_out=d_out)
     lead = tuple(q.shape[:-2])
     shapes = {"k": (k, (*lead, *k.shape[-2:])), "v": (v, (*lead, *v.shape[-2:])), "lse": (lse, tuple(q.shape[:-1])),
               "out": (out, (*q.shape[:-1], v.shape[-1])), "d_out": (d_out, (*q.shape[:-1], v.shape[-1]))}
@@ -164,9 +190,10 @@ def flash_attention_backward_numpy(q, k, v, out, lse, d_out, causal=False, scale
     Source: Dao 2023 (arXiv 2307.08691), algorithm 2.
     """
     check_backward(q, k, v, out, lse, d_out)
-    work = np.result_type(q, np.float32)
+    cuda.check_kind(np.ndarray, q=q, k=k, v=v, out=out, lse=lse, d_out=d_out)
+    work = cuda.work_type(q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    types = [np.result_type(a, np.float16) for a in (q, k, v)]
+    types = [cuda.float_type(a) for a in (q, k, v)]
     q, k, v, out, d_out = (a.astype(work, copy=False) for a in (q, k, v, out, d_out))
     d_q, d_k, d_v = (np.zeros_like(a) for a in (q, k, v))
     lse = np.where(np.isneginf(lse), np.inf, lse)              # exp(s - inf) is 0: an empty row has no weights
@@ -188,7 +215,7 @@ def flash_attention_backward_numpy(q, k, v, out, lse, d_out, causal=False, scale
 
 def flash_forward_torch(q, k, v, causal, scale, block_q, block_k):
     """The loops of flash_attention_numpy on tensors with equal leading axes: (out, lse). Records no gradient."""
-    work = torch.promote_types(q.dtype, torch.float32)
+    work = cuda.work_type(q)
     n_queries, n_keys = q.shape[-2], k.shape[-2]
     shift, positions = n_keys - n_queries, torch.arange(max(n_queries, n_keys), device=q.device)
     out = q.new_zeros(*q.shape[:-1], v.shape[-1])
@@ -219,9 +246,10 @@ def flash_forward_torch(q, k, v, causal, scale, block_q, block_k):
 def flash_attention_backward_torch(q, k, v, out, lse, d_out, causal=False, scale=None):
     """Gradients as flash_attention_backward_numpy computes them, in PyTorch; arguments, shapes and errors as there."""
     check_backward(q, k, v, out, lse, d_out)
-    work = torch.promote_types(q.dtype, torch.float32)
+    cuda.check_kind(torch.Tensor, q=q, k=k, v=v, out=out, lse=lse, d_out=d_out)
+    work = cuda.work_type(q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    types = [a.dtype for a in (q, k, v)]
+    types = [cuda.float_type(a) for a in (q, k, v)]
     q, k, v, out, d_out = (a.detach().to(work) for a in (q, k, v, out, d_out))
     d_q, d_k, d_v = (torch.zeros_like(a) for a in (q, k, v))
     lse = lse.masked_fill(lse == -math.inf, math.inf)
@@ -255,6 +283,7 @@ class FlashAttention(torch.autograd.Function):
         gradients = flash_attention_backward_torch(*ctx.saved_tensors, d_out, ctx.causal, ctx.scale)
         return *gradients, None, None, None, None
 
+@cuda.skip_unseen
 def flash_attention_torch(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
     """Attention tile by tile in PyTorch; arguments, shapes and errors as flash_attention_numpy.
 
@@ -262,6 +291,7 @@ def flash_attention_torch(q, k, v, causal=False, scale=None, block_q=64, block_k
     single.
     """
     check_arguments(q, k, v)
+    cuda.check_kind(torch.Tensor, q=q, k=k, v=v)
     check_blocks(block_q, block_k)
     lead = leading_axes(q, k, v)
     q, k, v = (t if t.is_floating_point() else t.double() for t in (q, k, v))
@@ -280,6 +310,11 @@ def flash_attention_varlen(q, k, v, cu_queries, cu_keys, causal=False, scale=Non
     of rows.
     """
     check_arguments(q, k, v)
+    cu_queries, cu_keys = np.asarray(cu_queries), np.asarray(cu_keys)
+    for name, cu in (("cu_queries", cu_queries), ("cu_keys", cu_keys)):
+        if cu.ndim != 1 or cu.size and cu.dtype.kind not in "iu":
+            raise ValueError(f"{name} must be integers (batch + 1,), got {cu.dtype} of shape {cu.shape}")
+    cu_queries, cu_keys = cu_queries.astype(np.int64), cu_keys.astype(np.int64)                # unsigned ones never fall
     for name, cu, total in (("cu_queries", cu_queries, q.shape[-2]), ("cu_keys", cu_keys, k.shape[-2])):
         if len(cu) < 2 or len(cu) != len(cu_queries) or cu[0] != 0 or cu[-1] != total or (np.diff(cu) < 0).any():
             raise ValueError(f"{name} must rise from 0 to {total} in {max(2, len(cu_queries))} numbers, "
@@ -302,7 +337,7 @@ def attend_block(state, q, k, v, q_positions, k_positions, causal, scale):
     m, ell = online_softmax(np.full(s.shape[:-1], -np.inf), np.zeros(s.shape[:-1]), s)
     p = np.exp(s - np.where(np.isneginf(m), 0, m)[..., None])
     with np.errstate(divide="ignore"):
-        out, lse = p @ v / np.where(ell == 0, 1, ell)[..., None], m + np.log(ell)
+        out, lse = cuda.weighted_sum(p, v) / np.where(ell == 0, 1, ell)[..., None], m + np.log(ell)
     return merge_by_lse([state[0], out], [state[1], lse])
 
 
@@ -314,6 +349,11 @@ def ring_attention_numpy(q, k, v, positions, causal=False, scale=None):
     1/sqrt(d_head). Returns (n_ranks, n_local, d_v).
     Source: Liu, Zaharia and Abbeel 2023 (arXiv 2310.01889), algorithm 1.
     """
+    check_arguments(q, k, v)
+    q, k, v = (a.astype(cuda.float_type(a), copy=False) for a in (q, k, v))
+    if q.ndim != 3 or k.shape != q.shape or positions.shape != q.shape[:2]:
+        raise ValueError("q, k and positions must be (n_ranks, n_local, d_head), the same, and (n_ranks, n_local), got "
+                         f"shapes {q.shape}, {k.shape} and {positions.shape}")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     results = np.zeros((*q.shape[:-1], v.shape[-1]), q.dtype)
     for rank in range(len(q)):
@@ -333,6 +373,9 @@ def ring_rank(rank, n_ranks, folder, shards, positions, causal, scale, time_limi
     dies: the rank that ends without a word after the first exchange, for the experiment, or None.
     """
     torch.set_num_threads(1)
+    loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+    if loopback:                                           # gloo would look up the host's name, which may mean nothing
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
     store = distributed.FileStore(str(folder / "store"), n_ranks)
     try:
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=n_ranks,
@@ -376,6 +419,7 @@ def wait_for(ranks, deadline, time_limit):
     if lost := [number for number, rank in enumerate(ranks) if rank.exitcode == LOST_CONTACT]:
         raise RuntimeError(f"ranks {lost} of {len(ranks)} lost contact; the ring was stopped")
 
+
 def ring_attention(q, k, v, n_ranks=4, causal=False, scale=None, striped=True, time_limit=120.0, dies=None):
     """Attention by a ring of processes on this machine, each with its share of the sequence. Returns (n, d_v).
 
@@ -385,6 +429,9 @@ def ring_attention(q, k, v, n_ranks=4, causal=False, scale=None, striped=True, t
     Raises ValueError when shapes do not fit; RuntimeError, within the time limit, when a rank fails or is not done.
     """
     check_arguments(q, k, v)
+    if n_ranks < 1:
+        raise ValueError(f"n_ranks must be at least 1, got {n_ranks}")
+    q, k, v = (a.astype(cuda.float_type(q), copy=False) for a in (q, k, v))
     if q.ndim != 2 or len(q) != len(k) or len(q) % n_ranks:
         raise ValueError(f"q and k must have the shape (n, d_head) with n a multiple of {n_ranks}, "
                          f"got {q.shape} and {k.shape}")
@@ -412,16 +459,7 @@ def ring_attention(q, k, v, n_ranks=4, causal=False, scale=None, striped=True, t
 
 FLASH_HEAD = r"""
 #define TILE 16                                          // threads that share a row of a tile; two rows are a warp
-#define PAD 1                                            // an unused float at the end of a row, against bank conflicts
-__device__ float row_max(float x) {                      // over the TILE threads of a row
-  for (int o = TILE / 2; o > 0; o /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, o));
-  return x;
-}
-__device__ float row_sum(float x) {
-  for (int o = TILE / 2; o > 0; o /= 2) x += __shfl_xor_sync(0xffffffff, x, o);
-  return x;
-}
-__device__ bool may_attend(int i, int j, int n_queries, int n_keys, int causal) {
+""" + ROW_OF_A_TILE.lstrip("\n") + r"""__device__ bool may_attend(int i, int j, int n_queries, int n_keys, int causal) {
   return i < n_queries && j < n_keys && (!causal || j <= i + n_keys - n_queries);
 }
 // How many keys the queries before `last` may attend to. Tiles behind them are not even loaded.
@@ -849,30 +887,22 @@ def flash_launch(rung, q, k, v, causal=False, scale=None, block_q=64, block_k=64
     return flash_kernel(rung, *template), ((n_heads, math.ceil(n_queries / rows)), block, shared), arguments
 
 
-def float_type(array):
-    """The torch type of an array's numbers; double where they are whole."""
-    dtype = array.dtype if isinstance(array, torch.Tensor) else torch.from_numpy(np.zeros(0, array.dtype)).dtype
-    return dtype if dtype.is_floating_point else torch.float64
-
 def as_heads(arrays, dtype):
     """Arrays or tensors (..., seq, d) as tensors (heads, seq, d) of one type, and their leading axes.
 
     A smaller last axis is filled up with zeros, which change no dot product.
     """
-    tensors = [a.detach() if isinstance(a, torch.Tensor) else torch.from_numpy(np.array(a)) for a in arrays]
+    tensors = cuda.on_device(*arrays, dtype=dtype)
     lead, d = torch.broadcast_shapes(*(t.shape[:-2] for t in tensors)), max(t.shape[-1] for t in tensors)
     heads = []
     for t in tensors:
-        t = F.pad(t.to(dtype), (0, d - t.shape[-1])).expand(*lead, t.shape[-2], d)
+        t = F.pad(t, (0, d - t.shape[-1])).expand(*lead, t.shape[-2], d)
         t = t.reshape(math.prod(lead), t.shape[-2], d).contiguous()
         heads.append(t.clone() if t.data_ptr() % 16 else t)                     # chunks begin at multiples of 16 bytes
     return heads, lead
 
-def given_back(result, dtype, like):
-    """A tensor in the type and kind (NumPy or torch) that the caller uses."""
-    return result.to(dtype) if isinstance(like, torch.Tensor) else result.to(dtype).numpy()
 
-
+@cuda.skip_unseen
 def flash_attention_cuda(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
     """Exact attention that never stores the scores, as a CUDA kernel; arguments and errors as flash_attention_numpy.
 
@@ -888,17 +918,17 @@ def flash_attention_cuda(q, k, v, causal=False, scale=None, block_q=64, block_k=
     check_arguments(q, k, v)
     check_blocks(block_q, block_k)
     leading_axes(q, k, v)
-    dtype = float_type(q)
-    rung = {torch.float16: "half", torch.bfloat16: "bfloat16"}.get(dtype, "registers")
+    dtype = cuda.float_type(q)
+    rung = {"float16": "half", "bfloat16": "bfloat16"}.get(str(dtype).removeprefix("torch."), "registers")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    heads, lead = as_heads((q, k, v), torch.float32 if rung == "registers" else dtype)
+    heads, lead = as_heads((q, k, v), {"half": torch.float16, "bfloat16": torch.bfloat16}.get(rung, torch.float32))
     kernel, launch, arguments = flash_launch(rung, *heads, causal, scale, block_q, block_k)
     out, lse = arguments[3:5]
     if out.numel() and k.shape[-2]:
         kernel.fast[launch](*arguments)
     out = out[..., :v.shape[-1]].reshape(*lead, q.shape[-2], v.shape[-1])
-    lse_type = torch.float64 if dtype == torch.float64 else torch.float32
-    return given_back(out, dtype, q), given_back(lse.reshape(*lead, q.shape[-2]), lse_type, q)
+    lse_type = torch.float64 if str(dtype).endswith("float64") else torch.float32
+    return cuda.like(out, q), cuda.like(lse.reshape(*lead, q.shape[-2]), q, lse_type)
 
 
 FLASH_D_Q = r"""
@@ -1021,4 +1051,4 @@ def flash_attention_backward_cuda(q, k, v, out, lse, d_out, causal=False, scale=
         for kernel, launch, arguments in launches:
             kernel.fast[launch](*arguments)
     gradients = [g[..., :a.shape[-1]].reshape(a.shape) for g, a in zip(gradients, (q, k, v))]
-    return tuple(given_back(g, float_type(a), a) for g, a in zip(gradients, (q, k, v)))
+    return tuple(cuda.like(g, a) for g, a in zip(gradients, (q, k, v)))

@@ -1,7 +1,6 @@
 # Generated from solutions/05_kv_cache.py by `python course.py build`. Edit that file, not this one.
 """Lecture 05 · KV cache: the finished code."""
 
-import copy
 import functools
 import itertools
 import math
@@ -11,9 +10,29 @@ import torch
 from torch.nn import functional as F
 
 from attention.fundamentals import attention_numpy, softmax
-from attention.multi_head import TransformerConfig, TransformerLM, record
 from attention.rotary import Rotary, apply_rope_torch
-from utils import cuda, training
+from utils import cuda
+
+__all__ = [
+    "decode_attention_numpy",
+    "decode_attention_torch",
+    "decode_attention_cuda",
+    "paged_decode_attention_numpy",
+    "paged_decode_attention_torch",
+    "paged_decode_attention_cuda",
+    "KVCache",
+    "RingKVCache",
+    "PagePool",
+    "PagedKVCache",
+    "QuantizedKVCache",
+    "keep_window",
+    "keep_sinks",
+    "keep_random",
+    "keep_heavy",
+    "keep_voted",
+    "evict",
+    "generate",
+]
 
 
 def cached_step(x, keys, values, w_q, w_k, w_v):
@@ -27,16 +46,33 @@ def cached_step(x, keys, values, w_q, w_k, w_v):
     return attention_numpy(x @ w_q, keys, values, causal=True), keys, values
 
 
+def whole_numbers(name, x):
+    """An array or tensor of integers of any type, on any device, as NumPy array int64. ValueError for others."""
+    if isinstance(x, torch.Tensor):
+        x = (x.double() if x.is_floating_point() else x).detach().cpu().numpy()
+    x = np.asarray(x)
+    if x.size and x.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be integers, got {x.dtype}")
+    return x.astype(np.int64)
+
 def check_update(k, v, shape):
     """Raise ValueError, in one sentence, unless k and v fit into a cache of shape (batch, n_heads, _, d_head)."""
     if k.shape != v.shape or k.dim() != 4 or (*k.shape[:2], k.shape[3]) != (*shape[:2], shape[3]):
         raise ValueError(f"k and v must be ({shape[0]}, {shape[1]}, n_new, {shape[3]}) for this cache, "
                          f"got {tuple(k.shape)} and {tuple(v.shape)}")
 
+def check_sizes(lowest=1, **sizes):
+    """Raise ValueError, in one sentence, unless all sizes are whole numbers from `lowest` on."""
+    for name, size in sizes.items():
+        if not isinstance(size, (int, np.integer)) or size < lowest:
+            raise ValueError(f"{name} must be a whole number of at least {lowest}, got {size!r}")
+
+
 class KVCache:
     """Keys and values of one layer, in memory that is taken once: (batch, n_heads, capacity, d_head) each."""
 
     def __init__(self, batch, n_heads, capacity, d_head, dtype=torch.float64, device=None):
+        check_sizes(0, batch=batch, n_heads=n_heads, capacity=capacity, d_head=d_head)
         self.k = torch.zeros(batch, n_heads, capacity, d_head, dtype=dtype, device=device)
         self.v = torch.zeros_like(self.k)
         self.length = 0
@@ -68,9 +104,15 @@ class KVCache:
 
 
 def new_caches(model, batch, capacity):
-    """An empty KVCache for each layer of a TransformerLM, in the float type of its weights and where they lie."""
+    """An empty KVCache for each layer of a model, in the float type of its weights and where they lie."""
     c, w = model.config, model.embedding.weight
-    return [KVCache(batch, c.n_heads, capacity, c.d_head, w.dtype, w.device) for _ in range(c.n_layers)]
+    n_heads = getattr(c, "n_kv_heads", c.n_heads)                    # some models have fewer heads of keys: lecture 08
+    return [KVCache(batch, n_heads, capacity, c.d_head, w.dtype, w.device) for _ in range(c.n_layers)]
+
+def check_prompt(ids):
+    """Raise ValueError, in one sentence, unless ids are (batch, n) with at least one token."""
+    if ids.ndim != 2 or ids.shape[1] == 0:
+        raise ValueError(f"ids must be (batch, n) with at least one token, got shape {tuple(ids.shape)}")
 
 def check_empty(model, caches):
     """Raise ValueError, in one sentence, unless there is an empty cache for each layer of the model."""
@@ -90,16 +132,17 @@ def sample(logits, temperature, top_k, rng):
     cumulative = torch.softmax(logits, -1).cumsum(-1)
     return (cumulative < draws[:, None] * cumulative[:, -1:]).sum(-1)
 
+
 @torch.no_grad()
-def generate(model, ids, n_new, caches=None, temperature=0.0, top_k=None, seed=0):
+def generate(model, ids, n_new, caches=None, temperature=0.0, top_k=None, seed=0, on_token=None):
     """Continue each row of ids by n_new tokens. ids integers (batch, n), all of one length. Returns (batch, n + n_new).
 
     caches: one for each layer, empty, with length and update(k, v); without them the whole text is read again for each
     token. temperature 0 is greedy; otherwise tokens are drawn, from the top_k likeliest if given, by numpy's
-    default_rng(seed). ValueError for an empty prompt, a negative n_new or temperature, or a top_k below 1.
+    default_rng(seed). on_token: called with the tokens (batch, 1) of each step as they come. ValueError for an empty
+    prompt, a negative n_new or temperature, or a top_k below 1.
     """
-    if ids.ndim != 2 or ids.shape[1] == 0:
-        raise ValueError(f"ids must be (batch, n) with at least one token, got shape {tuple(ids.shape)}")
+    check_prompt(ids)
     if n_new < 0 or temperature < 0 or (top_k is not None and top_k < 1):
         raise ValueError("n_new and temperature must not be negative and top_k at least 1, "
                          f"got {n_new}, {temperature} and {top_k}")
@@ -111,6 +154,8 @@ def generate(model, ids, n_new, caches=None, temperature=0.0, top_k=None, seed=0
         logits = model(unread, caches=caches)[:, -1] if caches is not None else model(ids)[:, -1]
         unread = sample(logits, temperature, top_k, rng)[:, None]
         ids = torch.cat([ids, unread], dim=1)
+        if on_token is not None:
+            on_token(unread)
     return ids
 
 
@@ -119,6 +164,7 @@ def forward_flops(n_new, n_keys, d_model, d_ff, n_layers, vocab_size):
 
     n_new, n_keys integers (n,); the sizes as in TransformerConfig. Returns an integer array (n,).
     """
+    n_new, n_keys = (np.asarray(n, np.int64) for n in (n_new, n_keys))          # in 32 bits they would overflow
     projections = 2 * n_new * (4 * d_model**2 + 2 * d_model * d_ff)
     attention = 2 * n_new * n_keys * 2 * d_model                       # scores, and the weighted sum of values
     return n_layers * (projections + attention) + 2 * n_new * d_model * vocab_size
@@ -127,8 +173,9 @@ def forward_flops(n_new, n_keys, d_model, d_ff, n_layers, vocab_size):
 class RingKVCache:
     """The keys and values of the last `window` tokens of one layer; a new token takes the place of the oldest."""
 
-    def __init__(self, batch, n_heads, window, d_head, dtype=torch.float64):
-        self.k = torch.zeros(batch, n_heads, window, d_head, dtype=dtype)
+    def __init__(self, batch, n_heads, window, d_head, dtype=torch.float64, device=None):
+        check_sizes(window=window)
+        self.k = torch.zeros(batch, n_heads, window, d_head, dtype=dtype, device=device)
         self.v = torch.zeros_like(self.k)
         self.length = 0
 
@@ -151,15 +198,16 @@ class RingKVCache:
         self.length += 1
         if self.length < window:
             return self.k[:, :, :self.length], self.v[:, :, :self.length]
-        oldest_first = torch.arange(self.length, self.length + window) % window
+        oldest_first = torch.arange(self.length, self.length + window, device=self.k.device) % window
         return self.k[:, :, oldest_first], self.v[:, :, oldest_first]
 
 
 class PagePool:
     """Pages of keys and values of one layer, (n_pages, page_size, n_heads, d_head) each, lent out and counted."""
 
-    def __init__(self, n_pages, page_size, n_heads, d_head, dtype=torch.float64):
-        self.k_pages = torch.zeros(n_pages, page_size, n_heads, d_head, dtype=dtype)
+    def __init__(self, n_pages, page_size, n_heads, d_head, dtype=torch.float64, device=None):
+        check_sizes(n_pages=n_pages, page_size=page_size)
+        self.k_pages = torch.zeros(n_pages, page_size, n_heads, d_head, dtype=dtype, device=device)
         self.v_pages = torch.zeros_like(self.k_pages)
         self.users = [0] * n_pages
         self.free = list(range(n_pages - 1, -1, -1))
@@ -225,7 +273,8 @@ class PagedKVCache:
 
     def _gather(self, pages):
         """(batch, n_heads, length, d_head), contiguous."""
-        rows = pages[torch.tensor(self.tables, dtype=torch.long)].flatten(1, 2)[:, :self.length]
+        tables = torch.tensor(self.tables, dtype=torch.long, device=pages.device)
+        rows = pages[tables].flatten(1, 2)[:, :self.length]
         return rows.transpose(1, 2).contiguous()
 
     def fork(self, rows):
@@ -248,7 +297,7 @@ def left_padding(lengths, n_keys):
 
     Positions count from each row's first token; padding gets 0. Raises ValueError for a length outside 0 to n_keys.
     """
-    lengths = np.asarray(lengths)
+    lengths = whole_numbers("lengths", lengths)
     if lengths.size and (lengths.min() < 0 or lengths.max() > n_keys):
         raise ValueError(f"lengths must lie between 0 and n_keys = {n_keys}, got {lengths.tolist()}")
     positions = np.arange(n_keys) - (n_keys - lengths[:, None])
@@ -262,12 +311,14 @@ def generate_ragged(model, ids, lengths, n_new, caches):
     caches: empty, one for each layer. Returns (batch, n + n_new). ValueError where a row has no token.
     """
     check_empty(model, caches)
-    lengths = np.asarray(lengths)
+    check_prompt(ids)
+    check_sizes(0, n_new=n_new)
+    lengths = whole_numbers("lengths", lengths)
     if lengths.shape != (len(ids),) or (lengths < 1).any():
         raise ValueError(f"lengths must be ({len(ids)},), each at least 1, got {lengths.tolist()}")
     unread = ids
     for step in range(n_new):
-        mask, positions = (torch.from_numpy(a) for a in left_padding(lengths + step, ids.shape[1]))
+        mask, positions = (torch.from_numpy(a).to(ids.device) for a in left_padding(lengths + step, ids.shape[1]))
         logits = model(unread, mask=mask, positions=positions[:, -unread.shape[1]:], caches=caches)
         unread = logits[:, -1].argmax(-1, keepdim=True)
         ids = torch.cat([ids, unread], dim=1)
@@ -276,15 +327,14 @@ def generate_ragged(model, ids, lengths, n_new, caches):
 
 def check_decode_arguments(q, k, v, lengths, capacity):
     """Raise ValueError, in one sentence, unless a query for each head and a cache fit together."""
-    if len(q.shape) != 3:
-        raise ValueError(f"q must be (batch, heads, d_head), got shape {tuple(q.shape)}")
+    cuda.check_numbers(q=q, keys=k, values=v)
+    if len(q.shape) != 3 or q.shape[2] == 0:
+        raise ValueError(f"q must be (batch, heads, d_head), d_head at least 1, got shape {tuple(q.shape)}")
     if tuple(k.shape) != tuple(v.shape):
         raise ValueError(f"keys and values must have one shape, got {tuple(k.shape)} and {tuple(v.shape)}")
     if len(k.shape) != 4 or k.shape[-1] != q.shape[-1]:
         raise ValueError(f"keys must have four axes, the last of {q.shape[-1]} as in q, got shape {tuple(k.shape)}")
-    lengths = on_host(lengths)
-    if lengths.size and lengths.dtype.kind not in "iu":
-        raise ValueError(f"lengths must be integers, got {lengths.dtype}")
+    lengths = whole_numbers("lengths", lengths)
     if lengths.shape != (q.shape[0],):
         raise ValueError(f"lengths must be ({q.shape[0]},), one for each row of q, got shape {lengths.shape}")
     if lengths.size and (lengths.min() < 0 or lengths.max() > capacity):
@@ -292,13 +342,10 @@ def check_decode_arguments(q, k, v, lengths, capacity):
 
 def check_cache_shape(q, cache):
     """Raise ValueError, in one sentence, unless a cache (batch, heads, capacity, d_head) fits the rows of q."""
+    cuda.check_numbers(q=q, k_cache=cache)
     if len(cache.shape) != 4 or (len(q.shape) == 3 and tuple(cache.shape[:2]) != tuple(q.shape[:2])):
         raise ValueError(f"keys and values must be (batch, heads, capacity, d_head) with the rows and heads of q, "
                          f"{tuple(q.shape[:2])}, got shape {tuple(cache.shape)}")
-
-def on_host(x):
-    """An integer array or tensor, on any device, as NumPy array."""
-    return x.cpu().numpy() if hasattr(x, "cpu") else np.asarray(x)
 
 
 def decode_attention_numpy(q, k_cache, v_cache, lengths, scale=None):
@@ -311,21 +358,23 @@ def decode_attention_numpy(q, k_cache, v_cache, lengths, scale=None):
     check_cache_shape(q, k_cache)
     check_decode_arguments(q, k_cache, v_cache, lengths, k_cache.shape[2])
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    work = np.result_type(q, np.float32)
+    cuda.check_kind(np.ndarray, q=q, keys=k_cache, values=v_cache)
+    work = cuda.work_type(q)
     out = np.zeros(q.shape, work)
-    for row, length in enumerate(on_host(lengths)):
+    for row, length in enumerate(whole_numbers("lengths", lengths)):
         k, v = (cache[row, :, :length].astype(work) for cache in (k_cache, v_cache))
         weights = softmax(np.einsum("hd,hnd->hn", q[row].astype(work), k) * scale)
         out[row] = np.einsum("hn,hnd->hd", weights, v)
-    return out.astype(q.dtype if q.dtype.kind == "f" else np.float64, copy=False)
+    return cuda.like(out, q)
 
 def decode_attention_torch(q, k_cache, v_cache, lengths, scale=None):
     """decode_attention_numpy in PyTorch: all rows at once, differentiable. Same arguments, shapes and errors."""
     check_cache_shape(q, k_cache)
     check_decode_arguments(q, k_cache, v_cache, lengths, k_cache.shape[2])
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    work = torch.promote_types(q.dtype, torch.float32)
-    lengths = torch.as_tensor(lengths, device=q.device)[:, None, None]
+    cuda.check_kind(torch.Tensor, q=q, keys=k_cache, values=v_cache)
+    work = cuda.work_type(q)
+    lengths = torch.from_numpy(whole_numbers("lengths", lengths)).to(q.device)[:, None, None]
     inside = torch.arange(k_cache.shape[2], device=q.device) < lengths                        # (batch, 1, capacity)
     # What lies behind the end may be anything, even nan: 0 * nan is nan, so it is replaced before the products.
     k, v = (cache.to(work).masked_fill(~inside[..., None], 0) for cache in (k_cache, v_cache))
@@ -333,7 +382,7 @@ def decode_attention_torch(q, k_cache, v_cache, lengths, scale=None):
     scores = scores.masked_fill(~inside, -math.inf)
     nothing = (scores == -math.inf).all(-1, keepdim=True)
     weights = torch.softmax(scores.masked_fill(nothing, 0), dim=-1).masked_fill(nothing, 0)
-    return torch.einsum("bhn,bhnd->bhd", weights, v).to(q.dtype if q.is_floating_point() else torch.float64)
+    return cuda.like(torch.einsum("bhn,bhnd->bhd", weights, v), q)
 
 
 def gather_pages(pages, block_table, lengths):
@@ -342,7 +391,7 @@ def gather_pages(pages, block_table, lengths):
     pages (n_pages, page_size, heads, d_head); block_table integers (batch, columns), unused entries -1; row b needs
     ceil(lengths[b] / page_size) entries. ValueError for a page that does not exist, or a table that is too narrow.
     """
-    table, lengths = on_host(block_table), on_host(lengths)
+    table, lengths = whole_numbers("block_table", block_table), whole_numbers("lengths", lengths)
     if table.ndim != 2 or len(table) != len(lengths):
         raise ValueError(f"block_table must be ({len(lengths)}, columns), got shape {table.shape}")
     if len(pages.shape) != 4:
@@ -354,26 +403,40 @@ def gather_pages(pages, block_table, lengths):
     if (table[used] < 0).any() or (table[used] >= n_pages).any():
         raise ValueError(f"block_table must name pages 0 to {n_pages - 1}, got {table.tolist()}")
     rows = pages[np.where(used, table, 0).astype(np.int64)]             # (batch, columns, page_size, heads, d_head)
-    rows = rows.reshape(rows.shape[0], -1, *rows.shape[3:]).swapaxes(1, 2)
+    rows = rows.reshape(len(rows), rows.shape[1] * page_size, *rows.shape[3:]).swapaxes(1, 2)
     return rows.contiguous() if hasattr(rows, "contiguous") else np.ascontiguousarray(rows)
 
-def gather_both(k_pages, v_pages, block_table, lengths):
-    """gather_pages of keys and of values; ValueError when their shapes differ."""
-    if k_pages.shape != v_pages.shape:
-        raise ValueError(f"keys and values must have one shape, got {tuple(k_pages.shape)} and {tuple(v_pages.shape)}")
+def check_paged_arguments(q, k_pages, v_pages, table, lengths):
+    """Raise ValueError, in one sentence, unless pages fit q, and the table names those that the lengths need."""
+    cuda.check_numbers(q=q, k_pages=k_pages, v_pages=v_pages)
+    if len(k_pages.shape) != 4 or len(q.shape) == 3 and k_pages.shape[2] != q.shape[1]:
+        raise ValueError(f"pages must be (n_pages, page_size, heads, d_head) with heads and d_head of q, "
+                         f"{tuple(q.shape[1:])}, got shape {tuple(k_pages.shape)}")
+    if table.ndim != 2 or len(q.shape) == 3 and len(table) != len(q):
+        raise ValueError(f"block_table must be ({len(q)}, columns), got shape {table.shape}")
+    n_pages, page_size = k_pages.shape[:2]
+    check_decode_arguments(q, k_pages, v_pages, lengths, table.shape[1] * page_size)
+    used = np.arange(table.shape[1]) < -(-whole_numbers("lengths", lengths)[:, None] // page_size)
+    if (table[used] < 0).any() or (table[used] >= n_pages).any():
+        raise ValueError(f"block_table must name pages 0 to {n_pages - 1}, got {table.tolist()}")
+
+def gather_both(q, k_pages, v_pages, block_table, lengths):
+    """gather_pages of keys and of values; ValueError unless they fit together and q."""
+    check_paged_arguments(q, k_pages, v_pages, whole_numbers("block_table", block_table), lengths)
     return [gather_pages(pages, block_table, lengths) for pages in (k_pages, v_pages)]
+
 
 def paged_decode_attention_numpy(q, k_pages, v_pages, block_table, lengths, scale=None):
     """decode_attention_numpy on a paged cache; pages (n_pages, page_size, heads, d_head), block_table (batch, columns).
 
     Entries of block_table behind a row's last page may be -1. Source: Kwon et al. 2023 (arXiv 2309.06180).
     """
-    k, v = gather_both(k_pages, v_pages, block_table, lengths)
+    k, v = gather_both(q, k_pages, v_pages, block_table, lengths)
     return decode_attention_numpy(q, k, v, lengths, scale)
 
 def paged_decode_attention_torch(q, k_pages, v_pages, block_table, lengths, scale=None):
     """paged_decode_attention_numpy in PyTorch. Same arguments, shapes and errors."""
-    k, v = gather_both(k_pages, v_pages, block_table, lengths)
+    k, v = gather_both(q, k_pages, v_pages, block_table, lengths)
     return decode_attention_torch(q, k, v, lengths, scale)
 
 
@@ -384,12 +447,14 @@ def beam_search(model, ids, n_new, width, caches):
     Returns (width, n + n_new) and the log probabilities (width,) of the new tokens, best first. width is at most the
     size of the vocabulary. ValueError for other shapes or widths, or caches that are not empty.
     """
-    if ids.ndim != 2 or len(ids) != 1 or not 1 <= width <= model.config.vocab_size:
+    check_prompt(ids)
+    check_sizes(0, n_new=n_new)
+    if len(ids) != 1 or not 1 <= width <= model.config.vocab_size:
         raise ValueError(f"ids must be (1, n) and width between 1 and {model.config.vocab_size}, "
                          f"got {tuple(ids.shape)} and {width}")
     check_empty(model, caches)
     beams = unread = ids.expand(width, -1)
-    totals = torch.full((width,), -math.inf, dtype=torch.float64)
+    totals = torch.full((width,), -math.inf, dtype=torch.float64, device=ids.device)
     totals[0] = 0.0                                # the rows are still equal: only one may have children
     for _ in range(n_new):
         steps = torch.log_softmax(model(unread, caches=caches)[:, -1], dim=-1)
@@ -419,81 +484,24 @@ def generate_speculative(model, ids, n_new, propose, caches):
     """Greedy continuation of ids (1, n), n at least 1, with guesses. Returns (ids (1, n + n_new), calls of the model).
 
     propose(ids) guesses the next tokens, integers (n_draft,). caches: empty KVCaches, one for each layer.
+    ValueError for other shapes, or caches that are not empty.
     """
+    check_prompt(ids)
+    check_sizes(0, n_new=n_new)
+    if len(ids) != 1:
+        raise ValueError(f"ids must be (1, n), got shape {tuple(ids.shape)}")
+    check_empty(model, caches)
     end, calls = ids.shape[1] + n_new, 0
     while ids.shape[1] < end:
-        draft = propose(ids)[:end - ids.shape[1] - 1]      # no more than can be used
-        unread = torch.cat([ids[0], torch.as_tensor(draft, dtype=ids.dtype)])[caches[0].length:]
+        draft = whole_numbers("the draft", propose(ids))[:end - ids.shape[1] - 1]              # what can be used
+        unread = torch.cat([ids[0], torch.from_numpy(draft).to(ids)])[caches[0].length:]
         logits = model(unread[None], caches=caches)[0, -len(draft) - 1:]
         calls += 1
-        found = torch.as_tensor(verify_draft(np.asarray(draft), logits.numpy()))
+        found = torch.from_numpy(verify_draft(draft, logits.double().cpu().numpy())).to(ids)
         ids = torch.cat([ids, found[None]], dim=1)
         for cache in caches:                       # keys of rejected guesses are forgotten, the last token is unread
             cache.rewind(ids.shape[1] - 1)
     return ids[:, :end], calls
-
-
-N_TOKENS, N_TRIGGERS = 33, 4                       # token 0 begins a text, tokens 1 to 4 are triggers
-
-def copying_texts(rng, batch, seq_len):
-    """Texts of the task of Guo et al. 2024 (arXiv 2410.13835), int64 (batch, seq_len); rng a numpy Generator.
-
-    Behind a trigger comes the token before it, behind another token one drawn from a fixed table.
-    """
-    table = np.random.default_rng(0).dirichlet(np.full(N_TOKENS - 1, 0.05), size=N_TOKENS).cumsum(1)
-    ids = np.zeros((batch, seq_len), dtype=np.int64)
-    ids[:, 1] = rng.integers(N_TRIGGERS + 1, N_TOKENS, size=batch)
-    for t in range(2, seq_len):
-        last = ids[:, t - 1]
-        drawn = 1 + (table[last] < rng.random((batch, 1))).sum(1).clip(0, N_TOKENS - 2)
-        ids[:, t] = np.where(is_trigger(last), ids[:, t - 2], drawn)
-    return ids
-
-def is_trigger(ids):
-    return (ids >= 1) & (ids <= N_TRIGGERS)
-
-
-def train_copier(seed, positions=None, make_cache=None, steps=400):
-    """A model of one layer and one head, trained on copying_texts. Returns it.
-
-    make_cache(): what stands in front of the keys, made anew for each batch; see NullKey.
-    """
-    positions = Rotary(32) if positions is None else positions
-    model = TransformerLM(TransformerConfig(N_TOKENS, 32, 1, 1, 0), positions=positions).double()
-    rng = np.random.default_rng(seed)
-
-    def loss(model, ids):
-        caches = [make_cache()] if make_cache else None
-        return F.cross_entropy(model(ids[:, :-1], caches=caches).mT, ids[:, 1:])
-
-    texts = (torch.from_numpy(copying_texts(rng, 32, 32)) for _ in range(steps))
-    training.fit(training.initialise(model, seed), texts, loss, steps, lr=1e-2)
-    return model
-
-
-@torch.no_grad()
-def look_at_sink(model, make_cache=None):
-    """What a copier does with token 0, on 64 new texts. Returns a dictionary of numbers.
-
-    mass: weight on token 0 from tokens that are no triggers, mass_trigger: from triggers, null: on the null key;
-    value_ratio: length of token 0's value over the others'; loss, and evicted: the loss without token 0.
-    """
-    ids = torch.from_numpy(copying_texts(np.random.default_rng(9), 64, 32))
-    with record(model, ("weights",)) as seen:
-        logits = model(ids[:, :-1], caches=[make_cache()] if make_cache else None)
-    weights, extra = seen["blocks.0.attention.weights"][:, 0], int(make_cache is not None)
-    may_attend = torch.arange(31 + extra) != extra                     # all but token 0
-    without = model(ids[:, :-1], mask=may_attend, caches=[make_cache()] if make_cache else None)
-    trigger, late = is_trigger(ids[:, :-1]), torch.arange(31) >= 4
-    values = (model.blocks[0].norm_1(model.embedding(ids[:, :-1])) @ model.blocks[0].attention.w_v).norm(dim=-1)
-    return {
-        "mass": weights[..., extra][~trigger & late].mean().item(),
-        "mass_trigger": weights[..., extra][trigger & late].mean().item(),
-        "null": weights[..., 0][~trigger & late].mean().item() if extra else 0.0,
-        "value_ratio": (values[:, 0].mean() / values[:, 1:].mean()).item(),
-        "loss": F.cross_entropy(logits.mT[..., 1:], ids[:, 2:]).item(),
-        "evicted": F.cross_entropy(without.mT[..., 1:], ids[:, 2:]).item(),
-    }
 
 
 class NullKey:
@@ -526,7 +534,7 @@ class SinkKVCache:
         if not 0 <= n_sinks < capacity:
             raise ValueError(f"n_sinks must lie between 0 and capacity - 1, got {n_sinks} and capacity {capacity}")
         self.capacity, self.n_sinks, self.frequencies = capacity, n_sinks, frequencies
-        self.k = self.v = None
+        self.k = self.v = self.moved = None                             # moved: by how many places each key was
         self.seen = 0
 
     @property
@@ -539,23 +547,26 @@ class SinkKVCache:
 
         More than one token only while there is room, else ValueError.
         """
+        check_update(k, v, k.shape if self.k is None else self.k.shape)
         held, n_new = min(self.seen, self.capacity), k.shape[2]
         if n_new > 1 and held + n_new > self.capacity:
             raise ValueError(f"a cache of {self.capacity} with {held} tokens takes one at a time, got {n_new}")
+        if self.k is None:
+            self.k, self.v, self.moved = k[:, :, :0], v[:, :, :0], torch.zeros(0, dtype=torch.long, device=k.device)
+        if held == self.capacity and n_new:
+            self._drop_oldest()
         self.seen += n_new
-        if held:
-            old_k, old_v = (self._drop_oldest() if held == self.capacity else (self.k, self.v))
-            k, v = torch.cat([old_k, k], dim=2), torch.cat([old_v, v], dim=2)
-        self.k, self.v = k, v
-        return k, v
+        self.k, self.v = torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2)
+        self.moved = torch.cat([self.moved, self.moved.new_zeros(n_new)])
+        if self.frequencies is None:
+            return self.k, self.v
+        return apply_rope_torch(self.k, -self.moved, self.frequencies), self.v    # from how it came, rounded once
 
     def _drop_oldest(self):
-        """Keys and values without the first token behind the sinks, those behind it moved up by one."""
-        first, moved = self.k[:, :, :self.n_sinks], self.k[:, :, self.n_sinks + 1:]
-        if self.frequencies is not None:
-            moved = apply_rope_torch(moved, torch.full((moved.shape[2],), -1), self.frequencies)
-        values = torch.cat([self.v[:, :, :self.n_sinks], self.v[:, :, self.n_sinks + 1:]], dim=2)
-        return torch.cat([first, moved], dim=2), values
+        """Forget the first token behind the sinks; those behind it move up by one."""
+        kept = [i for i in range(self.capacity) if i != self.n_sinks]
+        self.k, self.v, self.moved = self.k[:, :, kept], self.v[:, :, kept], self.moved[kept]
+        self.moved[self.n_sinks:] += 1
 
 
 def check_budget(weights, budget):
@@ -637,44 +648,10 @@ def evict(cache, keep, room):
     if keep.shape != (*cache.k.shape[:2], cache.length) or (counts != counts.flat[0]).any():
         raise ValueError(f"keep must be {(*cache.k.shape[:2], cache.length)} with as many True in each row, "
                          f"got shape {keep.shape} with {counts.min()} to {counts.max()}")
-    (batch, n_heads, _, d_head), kept = cache.k.shape, torch.from_numpy(keep)
-    smaller = KVCache(batch, n_heads, int(counts.flat[0]) + room, d_head, cache.k.dtype)
+    (batch, n_heads, _, d_head), kept = cache.k.shape, torch.from_numpy(keep).to(cache.k.device)
+    smaller = KVCache(batch, n_heads, int(counts.flat[0]) + room, d_head, cache.k.dtype, cache.k.device)
     smaller.update(*(t[:, :, :cache.length][kept].view(batch, n_heads, -1, d_head) for t in (cache.k, cache.v)))
     return smaller
-
-
-N_NAMES, N_NUMBERS = 32, 16
-
-class Facts(torch.nn.Module):
-    """Embeds tokens (N_NUMBERS + 1) * name + number, with number 0 for a question, as name plus number."""
-
-    def __init__(self, d_model):
-        super().__init__()
-        self.names, self.numbers = torch.nn.Embedding(N_NAMES, d_model), torch.nn.Embedding(N_NUMBERS + 1, d_model)
-
-    def forward(self, ids):
-        return self.names(ids // (N_NUMBERS + 1)) + self.numbers(ids % (N_NUMBERS + 1))
-
-def facts_and_questions(rng, asked):
-    """All names in any order with a number each, then the names asked (batch, n). Returns ids and answers, tensors."""
-    names = rng.permuted(np.tile(np.arange(N_NAMES), (len(asked), 1)), axis=1)
-    numbers = rng.integers(N_NUMBERS, size=(len(asked), N_NAMES))                  # by name
-    facts = names * (N_NUMBERS + 1) + 1 + np.take_along_axis(numbers, names, axis=1)
-    ids = np.concatenate([facts, asked * (N_NUMBERS + 1)], axis=1)
-    return torch.from_numpy(ids), torch.from_numpy(np.take_along_axis(numbers, asked, axis=1))
-
-def train_clerk(seed, steps=120):
-    """A model that answers facts_and_questions: one layer, one head, no positions."""
-    model = TransformerLM(TransformerConfig(N_NAMES * (N_NUMBERS + 1), 32, 1, 1, 0))
-    model.embedding = Facts(32)
-    rng = np.random.default_rng(seed)
-    batches = (facts_and_questions(rng, rng.integers(N_NAMES, size=(32, 16))) for _ in range(steps))
-
-    def loss(model, batch):
-        return F.cross_entropy(model(batch[0])[:, N_NAMES:, :N_NUMBERS].mT, batch[1])
-
-    training.fit(training.initialise(model.double(), seed), batches, loss, steps, lr=1e-2)
-    return model
 
 
 def round_to_levels(x, bits, per):
@@ -700,6 +677,7 @@ def quantize(x, bits, axis):
     """
     if bits not in (2, 4, 8):
         raise ValueError(f"bits must be 2, 4 or 8, got {bits}")
+    x = x.to(cuda.work_type(x))
     low, high = x.amin(axis, keepdim=True), x.amax(axis, keepdim=True)
     minimum, step = low.half(), ((high - low) / (2**bits - 1)).half()
     safe = step.masked_fill(step == 0, 1).to(x.dtype)                   # all equal: every code is 0
@@ -708,19 +686,21 @@ def quantize(x, bits, axis):
 
 def dequantize(codes, minimum, step, dtype):
     """The numbers that `quantize` stood for."""
-    return codes.to(dtype) * step.to(dtype) + minimum.to(dtype)
+    work = torch.promote_types(dtype, torch.float32)                    # rounded once, at the end
+    return (codes.to(work) * step.to(work) + minimum.to(work)).to(dtype)
 
 def pack(codes, bits):
     """Put 8 / bits codes into each byte along the last axis, whose size must be a multiple of that, else ValueError."""
     per_byte = 8 // bits
     if codes.shape[-1] % per_byte:
         raise ValueError(f"the last axis must be a multiple of {per_byte}, got {codes.shape[-1]}")
-    parts = codes.unflatten(-1, (-1, per_byte)).to(torch.int32) << (torch.arange(per_byte) * bits)
+    parts = codes.unflatten(-1, (codes.shape[-1] // per_byte, per_byte)).to(torch.int32)
+    parts = parts << (torch.arange(per_byte, device=codes.device) * bits)
     return parts.sum(-1).to(torch.uint8)
 
 def unpack(packed, bits):
     """The inverse of pack."""
-    shifts = torch.arange(8 // bits) * bits
+    shifts = torch.arange(8 // bits, device=packed.device) * bits
     return (packed[..., None].to(torch.int32) >> shifts & (2**bits - 1)).to(torch.uint8).flatten(-2)
 
 
@@ -753,6 +733,10 @@ class QuantizedKVCache:
         Earlier groups come back dequantised, the rest as it came. A group that is full now is packed for the next
         call: its minimum and step would let a token see later ones.
         """
+        recent, per_byte = self.recent[0], 8 // self.bits
+        check_update(k, v, k.shape if recent is None else recent.shape)
+        if k.shape[3] % per_byte:
+            raise ValueError(f"d_head must be a multiple of {per_byte}, got {k.shape[3]}")
         self.length += k.shape[2]
         found = []
         for kind, new in enumerate((k, v)):
@@ -766,20 +750,6 @@ class QuantizedKVCache:
                 recent = recent[:, :, self.group:].clone()
             self.recent[kind] = recent
         return tuple(found)
-
-
-def plant_outliers(model, factor=20.0):
-    """A copy of a TransformerLM with Rotary that computes the same, with keys of a few large channels.
-
-    In each head the last pair of channels is `factor` times as large in the keys, and as much smaller in the queries.
-    """
-    other, half = copy.deepcopy(model), model.config.d_head // 2
-    columns = [head * 2 * half + i for head in range(model.config.n_heads) for i in (half - 1, 2 * half - 1)]
-    with torch.no_grad():
-        for block in other.blocks:
-            block.attention.w_k[:, columns] *= factor
-            block.attention.w_q[:, columns] /= factor
-    return other
 
 
 def values_from_keys(k, w_k, w_v):
@@ -895,11 +865,6 @@ __global__ void decode_split(const float* q, const float* k, const float* v, con
 
 SPLIT = 128                                                 # keys of a split, as in ATTEND_SPLIT
 
-def as_singles(*arrays):
-    """Arrays or tensors as contiguous float32 tensors, where they lie; copied only where they are not that already."""
-    tensors = (a if isinstance(a, torch.Tensor) else torch.from_numpy(np.require(a, np.float32, "CW")) for a in arrays)
-    return [t.detach().float().contiguous() for t in tensors]
-
 
 @functools.cache
 def merge_kernel():
@@ -916,9 +881,9 @@ def in_splits(kernel, q, k, v, lengths, scale, *where):
 
     Returns the output in the kind and float type of q.
     """
-    lengths, (batch, heads, d) = on_host(lengths).astype(np.int32), q.shape
+    lengths, (batch, heads, d) = whole_numbers("lengths", lengths).astype(np.int32), q.shape
     rows, n_splits = batch * heads, -(-int(lengths.max(initial=0)) // SPLIT)
-    q_single, k, v = as_singles(q, k, v)
+    q_single, k, v = cuda.on_device(q, k, v)
     out = torch.zeros_like(q_single)
     if out.numel() and n_splits:
         scale = 1 / math.sqrt(d) if scale is None else float(scale)
@@ -927,9 +892,7 @@ def in_splits(kernel, q, k, v, lengths, scale, *where):
                            for a in (lengths, *where))
         kernel.fast[(rows, n_splits), 32, 8 * d](q_single, k, v, lengths, outs, lses, *where, heads, d, scale)
         merge_kernel().fast[rows, 32, 4 * n_splits](outs, lses, out, n_splits, d)
-    if isinstance(q, torch.Tensor):
-        return out.to(q.dtype if q.is_floating_point() else torch.float64)
-    return out.numpy().astype(q.dtype if q.dtype.kind == "f" else np.float64)
+    return cuda.like(out, q)
 
 def decode_attention_cuda(q, k_cache, v_cache, lengths, scale=None):
     """decode_attention_numpy by two CUDA kernels, on splits of 128 keys. Same arguments, shapes and errors.
@@ -966,19 +929,6 @@ __global__ void paged_split(const float* q, const float* k, const float* v, cons
 """
 
 
-def check_paged_arguments(q, k_pages, v_pages, table, lengths):
-    """Raise ValueError, in one sentence, unless pages fit q, and the table names those that the lengths need."""
-    if len(k_pages.shape) != 4 or len(q.shape) == 3 and k_pages.shape[2] != q.shape[1]:
-        raise ValueError(f"pages must be (n_pages, page_size, heads, d_head) with heads and d_head of q, "
-                         f"{tuple(q.shape[1:])}, got shape {tuple(k_pages.shape)}")
-    if table.ndim != 2 or len(q.shape) == 3 and len(table) != len(q):
-        raise ValueError(f"block_table must be ({len(q)}, columns), got shape {table.shape}")
-    n_pages, page_size = k_pages.shape[:2]
-    check_decode_arguments(q, k_pages, v_pages, lengths, table.shape[1] * page_size)
-    used = np.arange(table.shape[1]) < -(-on_host(lengths)[:, None] // page_size)
-    if (table[used] < 0).any() or (table[used] >= n_pages).any():
-        raise ValueError(f"block_table must name pages 0 to {n_pages - 1}, got {table.tolist()}")
-
 @functools.cache
 def paged_kernel():
     """Compiled on first use."""
@@ -990,6 +940,6 @@ def paged_decode_attention_cuda(q, k_pages, v_pages, block_table, lengths, scale
     Arrays, tensors, types and limits as in decode_attention_cuda; block_table may lie anywhere. Entries behind a row's
     last page are not read.
     """
-    table = on_host(block_table).astype(np.int32)
+    table = whole_numbers("block_table", block_table).astype(np.int32)
     check_paged_arguments(q, k_pages, v_pages, table, lengths)
     return in_splits(paged_kernel(), q, k_pages, v_pages, lengths, scale, table, table.shape[1], k_pages.shape[1])

@@ -6,13 +6,23 @@ import math
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 from attention.fundamentals import softmax
-from attention.multi_head import TransformerConfig, TransformerLM
 from utils import cuda
-from utils import training
+
+__all__ = [
+    "softmax_rows_numpy",
+    "softmax_rows_torch",
+    "softmax_rows_cuda",
+    "matmul_numpy",
+    "matmul_torch",
+    "matmul_cuda",
+    "attention_share",
+    "kv_cache_bytes",
+    "prompt_cost",
+    "place_needle",
+    "effective_length",
+]
 
 
 def attention_share(n, n_params, n_layers, d_model):
@@ -22,74 +32,6 @@ def attention_share(n, n_params, n_layers, d_model):
     """
     by_length = 4.0 * np.asarray(n) * d_model * n_layers
     return by_length / (2.0 * n_params + by_length)
-
-
-N_NAMES, VALUES, WORDS, ASK, MOST, N_SYMBOLS, NO_ANSWER = 32, 32, 64, 96, 97, 98, -100
-
-def statement(name, content):
-    """The id of a statement: names, contents and ids are integers of one shape. Names are symbols 0 to 31, values 32 to
-    63, words 64 to 95; ASK and MOST make questions."""
-    return name * N_SYMBOLS + content
-
-def documents(rng, batch, seq_len, chains=6, hops=1, share=0.3):
-    """Documents of statements, followed by questions about all of them. rng: a numpy Generator.
-
-    chains variables get a value; each is handed on `hops` times to another name, always in this order in the text. The
-    other statements are hay: random words, of which one has the share `share`.
-    Returns (ids, answers, order). ids and answers: (batch, seq_len + chains * (hops + 1) + 1) int64, the statements,
-    then a question for each name in random order, then one for the most common word; answers holds the symbol that the
-    name stands for, after a statement and after a question, and NO_ANSWER after hay. order, integers
-    (batch, chains * (hops + 1)): order // (hops + 1) is the chain of a question, order % (hops + 1) how often its value
-    was handed on.
-    ValueError when the names or the places do not suffice.
-    """
-    n = chains * (hops + 1)
-    if n > min(N_NAMES, seq_len):
-        raise ValueError(f"chains * (hops + 1) must be at most {min(N_NAMES, seq_len)}, got {n}")
-    names = rng.permuted(np.tile(np.arange(N_NAMES), (batch, 1)), axis=1)[:, :n].reshape(batch, chains, hops + 1)
-    values = VALUES + rng.integers(32, size=(batch, chains, 1))
-    common = WORDS + rng.integers(32, size=(batch, 1))
-    text = WORDS + rng.integers(32, size=(batch, seq_len, 2))
-    text = np.where(rng.random(text.shape) < share, common[:, :, None], text)
-    places = np.sort(rng.random((batch, seq_len)).argsort(axis=1)[:, :n].reshape(names.shape), axis=2)
-    rows = np.arange(batch)[:, None, None]
-    text[rows, places] = np.stack([names, np.concatenate([values, names[:, :, :-1]], axis=2)], axis=-1)
-    worth = np.broadcast_to(values, names.shape)
-    said = np.full((batch, seq_len), NO_ANSWER)
-    said[rows, places] = worth
-    order = rng.permuted(np.tile(np.arange(n), (batch, 1)), axis=1)
-    asked, replies = (np.take_along_axis(a.reshape(batch, n), order, axis=1) for a in (statement(names, ASK), worth))
-    most = np.full((batch, 1), statement(MOST, MOST))
-    ids = np.concatenate([statement(text[..., 0], text[..., 1]), asked, most], axis=1)
-    return ids, np.concatenate([said, replies, common], axis=1), order
-
-
-class Statements(nn.Module):
-    """Embeds statements: ids (batch, seq) -> (batch, seq, d_model), a vector for the name plus one for the content."""
-
-    def __init__(self, d_model):
-        super().__init__()
-        self.name, self.content = nn.Embedding(N_SYMBOLS, d_model), nn.Embedding(N_SYMBOLS, d_model)
-
-    def forward(self, ids):
-        return self.name(ids // N_SYMBOLS) + self.content(ids % N_SYMBOLS)
-
-def statement_reader(positions, n_layers=2):
-    """An untrained model, ids of statements -> logits over the symbols; d_model 32, two heads of 16, a Positions."""
-    model = TransformerLM(TransformerConfig(N_SYMBOLS**2, 32, 2, n_layers, 64), positions=positions)
-    model.embedding, model.unembedding = Statements(32), nn.Linear(32, N_SYMBOLS, bias=False)
-    return model.double()
-
-def train_reader(model, seed, steps, seq_len=32, batch=32, lr=1e-2):
-    """Train on documents of seq_len statements: six variables, each handed on once. Returns the model."""
-    rng = np.random.default_rng(seed)
-    batches = ([torch.from_numpy(a) for a in documents(rng, batch, seq_len)[:2]] for _ in range(steps))
-
-    def loss(model, pair):
-        return F.cross_entropy(model(pair[0]).mT, pair[1], ignore_index=NO_ANSWER)
-
-    training.fit(model, batches, loss, steps, lr=lr)
-    return model
 
 
 def place_needle(haystack, needle, depth):
@@ -182,7 +124,7 @@ def relative_attention_numpy(q, k, v, r, u, w):
     scores = (q + u) @ np.swapaxes(k, -1, -2) + relative_shift((q + w) @ r.T)
     scores = np.where(np.tri(n_queries, n_keys, n_keys - n_queries, dtype=bool), scores / np.sqrt(q.shape[-1]), -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True) @ v
+    return cuda.weighted_sum(weights / weights.sum(axis=-1, keepdims=True), v)
 
 
 def kv_cache_bytes(seq_len, n_kv_heads, d_head, n_full, n_windowed=0, window=0, n_bytes=2):
@@ -287,42 +229,15 @@ __global__ void softmax_online(const float* x, float* y, int n_columns) {
 
 LONGEST_KEPT = 12_000              # columns: 48 KB of shared memory, less what block_max needs
 
-def check_numbers(**arrays):
-    """Raise ValueError, in one sentence, unless all arguments hold real numbers. For arrays and tensors."""
-    for name, array in arrays.items():
-        if isinstance(array, torch.Tensor):
-            dtype, real = array.dtype, not array.dtype.is_complex and array.dtype != torch.bool
-        else:
-            dtype = np.asarray(array).dtype
-            real = dtype.kind in "iuf"
-        if not real:
-            raise ValueError(f"{name} must hold real numbers, got {dtype}")
-
 def check_rows(x):
     """Raise ValueError, in one sentence, unless x holds rows of real numbers. For arrays and tensors."""
-    check_numbers(x=x)
+    cuda.check_numbers(x=x)
     if not np.ndim(x):
         raise ValueError("x must have at least one axis (n_columns), got a single number")
 
 def widened(x):
     """An array or tensor in at least single precision: half precision is too coarse to add up in."""
-    if isinstance(x, torch.Tensor):
-        return x.float() if x.dtype in (torch.float16, torch.bfloat16, torch.float32) else x.double()
-    dtype = np.asarray(x).dtype
-    return np.asarray(x).astype(np.result_type(dtype, np.float32) if dtype.kind == "f" else np.float64)
-
-def single(x):
-    """An array or tensor as a contiguous float32 tensor, where it lies."""
-    if isinstance(x, torch.Tensor):
-        return x.detach().float().contiguous()
-    return torch.from_numpy(np.array(x, np.float32, order="C"))
-
-def as_given(out, x):
-    """A result in the kind (array or tensor) and float type of x; float64 where x holds integers."""
-    if isinstance(x, torch.Tensor):
-        return out.to(x.dtype if x.is_floating_point() else torch.float64)
-    dtype = np.asarray(x).dtype
-    return np.asarray(out).astype(dtype if dtype.kind == "f" else np.float64)
+    return x.to(cuda.work_type(x)) if isinstance(x, torch.Tensor) else x.astype(cuda.work_type(x))
 
 
 def softmax_rows_numpy(x):
@@ -332,18 +247,20 @@ def softmax_rows_numpy(x):
     Raises ValueError if x has no axis or holds anything but real numbers.
     """
     check_rows(x)
-    return as_given(softmax(widened(x)), x)
+    cuda.check_kind(np.ndarray, x=x)
+    return cuda.like(softmax(widened(x)), x)
 
 def softmax_rows_torch(x):
     """softmax_rows_numpy for a tensor, differentiable; the gradient of a row of only -inf is 0."""
     check_rows(x)
+    cuda.check_kind(torch.Tensor, x=x)
     if not x.numel():
-        return as_given(x.clone(), x)
+        return cuda.like(x.clone(), x)
     wide = widened(x)
     maximum = wide.detach().amax(-1, keepdim=True)
     exponentials = torch.exp(wide - torch.where(maximum == -math.inf, 0.0, maximum))
     total = exponentials.sum(-1, keepdim=True)
-    return as_given(exponentials / torch.where(total == 0, 1.0, total), x)
+    return cuda.like(exponentials / torch.where(total == 0, 1.0, total), x)
 
 
 @functools.cache
@@ -357,14 +274,14 @@ def softmax_rows_cuda(x):
     Computed in single precision, returned in the kind and type of x. Not differentiable.
     """
     check_rows(x)
-    rows = single(x)
+    [rows] = cuda.on_device(x)
     out = torch.zeros_like(rows)
     if out.numel():
         n_columns = rows.shape[-1]
         kept = n_columns <= LONGEST_KEPT
         shared = 4 * n_columns if kept else 0
         softmax_kernel(kept).fast[rows.numel() // n_columns, 256, shared](rows, out, n_columns)
-    return as_given(out, x)
+    return cuda.like(out, x)
 
 
 MATMUL_TILED = r"""
@@ -435,7 +352,7 @@ __global__ void matmul_registers(const float* a, const float* b, float* c, int m
 
 def check_matrices(a, b):
     """Raise ValueError, in one sentence, unless a and b are real and can be multiplied. For arrays and tensors."""
-    check_numbers(a=a, b=b)
+    cuda.check_numbers(a=a, b=b)
     for name, shape in (("a", np.shape(a)), ("b", np.shape(b))):
         if len(shape) < 2:
             raise ValueError(f"{name} must have at least two axes (rows, columns), got shape {tuple(shape)}")
@@ -456,14 +373,16 @@ def matmul_numpy(a, b):
     shapes that do not fit and for anything but real numbers.
     """
     check_matrices(a, b)
-    return as_given(np.matmul(widened(a), widened(b)), a)
+    cuda.check_kind(np.ndarray, a=a, b=b)
+    return cuda.like(np.matmul(widened(a), widened(b)), a)
 
 def matmul_torch(a, b):
     """matmul_numpy for tensors, differentiable."""
     check_matrices(a, b)
+    cuda.check_kind(torch.Tensor, a=a, b=b)
     wide_a, wide_b = widened(a), widened(b)
     dtype = torch.promote_types(wide_a.dtype, wide_b.dtype)
-    return as_given(wide_a.to(dtype) @ wide_b.to(dtype), a)
+    return cuda.like(wide_a.to(dtype) @ wide_b.to(dtype), a)
 
 @functools.cache
 def matmul_kernel():
@@ -476,11 +395,11 @@ def matmul_cuda(a, b):
     Computed in single precision, returned in the kind and type of a. Not differentiable. m and n up to 4 million.
     """
     check_matrices(a, b)
-    left, right = single(a), single(b)
+    left, right = cuda.on_device(a, b)
     lead = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     m, k, n = left.shape[-2], left.shape[-1], right.shape[-1]
     left, right = (t.expand(*lead, *t.shape[-2:]).contiguous() for t in (left, right))
     out = torch.zeros(*lead, m, n, device=left.device)
     if out.numel() and k:
         matmul_kernel().fast[(math.prod(lead), -(-m // 64), -(-n // 64)), (16, 16)](left, right, out, m, n, k)
-    return as_given(out, a)
+    return cuda.like(out, a)

@@ -11,10 +11,27 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from attention.fundamentals import ROW_OF_A_TILE, check_arguments
-from attention.fundamentals import attention_numpy, attention_torch, attention_weights, causal_mask
+from attention.fundamentals import (
+    ROW_OF_A_TILE,
+    attention_numpy,
+    attention_torch,
+    attention_weights,
+    causal_mask,
+    check_arguments,
+)
 from utils import cuda
 from utils.data import Vocabulary
+
+__all__ = [
+    "multi_head_attention_numpy",
+    "multi_head_attention_torch",
+    "multi_head_attention_cuda",
+    "split_heads",
+    "merge_heads",
+    "MultiHeadAttention",
+    "TransformerConfig",
+    "TransformerLM",
+]
 
 
 def weights_from_torch(in_proj_weight, out_proj_weight):
@@ -49,6 +66,7 @@ def merge_heads(x):
 
 def check_projections(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads):
     """Raise ValueError, in one sentence, unless inputs, matrices and number of heads fit. For arrays and tensors."""
+    cuda.check_numbers(x_q=x_q, x_kv=x_kv, w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o)
     for name, x in (("x_q", x_q), ("x_kv", x_kv)):
         if len(x.shape) < 2:
             raise ValueError(f"{name} must have at least two axes (seq, d_model), got shape {tuple(x.shape)}")
@@ -77,18 +95,24 @@ def multi_head_attention_numpy(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None
     Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.2.2.
     """
     check_projections(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads)
+    cuda.check_kind(np.ndarray, x_q=x_q, x_kv=x_kv, w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o)
+    given, work = x_q, cuda.work_type(x_q)                  # never in integers or in half
+    x_q, x_kv, w_q, w_k, w_v, w_o = (a.astype(work, copy=False) for a in (x_q, x_kv, w_q, w_k, w_v, w_o))
     q, k, v = (split_heads(x @ w, n_heads) for x, w in ((x_q, w_q), (x_kv, w_k), (x_kv, w_v)))
-    return merge_heads(attention_numpy(q, k, v, mask, causal)) @ w_o
+    return cuda.like(merge_heads(attention_numpy(q, k, v, mask, causal)) @ w_o, given)
 
 
 def multi_head_attention_torch(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, causal=False):
     """Multi-head attention in PyTorch; arguments, shapes and errors as multi_head_attention_numpy, differentiable.
 
-    All tensors are of one float type.
+    Half precision is computed in single.
     """
     check_projections(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads)
+    cuda.check_kind(torch.Tensor, x_q=x_q, x_kv=x_kv, w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o)
+    given, work = x_q, cuda.work_type(x_q)
+    x_q, x_kv, w_q, w_k, w_v, w_o = (t.to(work) for t in (x_q, x_kv, w_q, w_k, w_v, w_o))
     q, k, v = split_heads(x_q @ w_q, n_heads), split_heads(x_kv @ w_k, n_heads), split_heads(x_kv @ w_v, n_heads)
-    return merge_heads(attention_torch(q, k, v, mask, causal)) @ w_o
+    return cuda.like(merge_heads(attention_torch(q, k, v, mask, causal)) @ w_o, given)
 
 
 class Positions(nn.Module):
@@ -169,7 +193,7 @@ class MultiHeadAttention(nn.Module):
         if bias is not None:
             scores = scores + bias
         weights = self.weights(masked_softmax(scores, mask, causal))
-        return merge_heads(self.outputs(weights @ v)) @ self.w_o
+        return merge_heads(self.outputs(cuda.weighted_sum(weights, v))) @ self.w_o
 
 
 class DistanceBias(Positions):
@@ -424,7 +448,7 @@ def attention_with_dropout(q, k, v, key_mask, keep, rate):
     if not 0 <= rate < 1:
         raise ValueError(f"rate must be at least 0 and less than 1, got {rate}")
     weights = attention_weights(q, k, mask=key_mask[:, None, None, :])
-    return (weights * keep / (1 - rate)) @ v, weights
+    return cuda.weighted_sum(weights * keep / (1 - rate), v), weights
 
 
 PROJECT = r"""
@@ -558,16 +582,19 @@ def attend_launch(q, k, v, n_heads, mask, causal, kept=None):
     return (batch * n_heads, -(-n_queries // 16)), (16, 16), shared, arguments, out
 
 
-def as_float32(array):
-    """A NumPy array or a tensor as a contiguous float32 tensor on its own device."""
-    tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array))
-    return tensor.detach().float().contiguous()
-
 def project_in_tiles(x, w):
     """x (..., d_in) by w (d_in, d_out), arrays or tensors, through the kernel; a float32 tensor."""
-    grid, block, arguments, out = project_launch(as_float32(x), as_float32(w))
+    grid, block, arguments, out = project_launch(*cuda.on_device(x, w))
     if out.numel() and w.shape[0]:
         project_kernel().fast[grid, block](*arguments)
+    return out
+
+@cuda.skip_unseen
+def attend(q, k, v, n_heads, mask, causal):
+    """The output of `attend_heads` for the arguments of attend_launch."""
+    grid, block, shared, arguments, out = attend_launch(q, k, v, n_heads, mask, causal)
+    if out.numel() and k.shape[1]:
+        attend_kernel().fast[grid, block, shared](*arguments)
     return out
 
 def multi_head_attention_cuda(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, causal=False):
@@ -586,10 +613,6 @@ def multi_head_attention_cuda(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None,
     if mask is not None:
         full = (*lead, n_heads, q.shape[1], k.shape[1])
         mask = torch.as_tensor(mask, device=q.device).expand(full).to(torch.uint8).contiguous()
-    grid, block, shared, arguments, out = attend_launch(q, k, v, n_heads, mask, causal)
-    if out.numel() and k.shape[1]:
-        attend_kernel().fast[grid, block, shared](*arguments)
+    out = attend(q, k, v, n_heads, mask, causal)
     out = project_in_tiles(out.reshape(*lead, *out.shape[1:]), w_o)
-    if isinstance(x_q, torch.Tensor):
-        return out.to(x_q.dtype if x_q.is_floating_point() else torch.float64)
-    return out.numpy().astype(x_q.dtype if np.issubdtype(x_q.dtype, np.floating) else np.float64)
+    return cuda.like(out, x_q)

@@ -11,6 +11,8 @@ from torch import nn
 from attention.multi_head import Positions
 from utils import cuda
 
+__all__ = ["apply_rope_numpy", "apply_rope_torch", "apply_rope_cuda", "rope_frequencies", "alibi_slopes"]
+
 
 class Learned(Positions):
     """One trained vector for each position, added to the embeddings; max_length positions, and no more."""
@@ -58,7 +60,8 @@ def t5_buckets(relative, n_buckets=32, max_distance=128, bidirectional=True):
     Returns int64 in [0, n_buckets). Raises ValueError unless max_distance is above the exact distances, at least one.
     Source: Raffel et al. 2019 (arXiv 1910.10683), section 2.1, and its code.
     """
-    relative, offset, distance = np.asarray(relative), 0, np.maximum(-np.asarray(relative), 0)
+    relative = np.asarray(relative, np.int64)               # minus the lowest 8-bit number is no 8-bit number
+    offset, distance = 0, np.maximum(-relative, 0)
     if bidirectional:
         n_buckets //= 2
         offset, distance = np.where(relative > 0, n_buckets, 0), np.abs(relative)
@@ -120,6 +123,7 @@ class ALiBi(Positions):
 
 def check_rope(x, positions, frequencies):
     """Raise ValueError, in one sentence, unless the shapes fit. For arrays and tensors."""
+    cuda.check_numbers(x=x, positions=positions, frequencies=frequencies)
     shape, where, pairs = (tuple(a.shape) for a in (x, positions, frequencies))
     if len(shape) < 2:
         raise ValueError(f"x must have at least two axes (seq, d), got shape {shape}")
@@ -144,18 +148,19 @@ def apply_rope_numpy(x, positions, frequencies, attention_scale=1.0, interleaved
     is computed in single); angles are computed in float64. Raises ValueError when shapes do not fit.
     Source: Su et al. 2021 (arXiv 2104.09864), equation 34.
     """
-    x, positions, frequencies = np.asarray(x), np.asarray(positions), np.asarray(frequencies, np.float64)
+    positions, frequencies = np.asarray(positions), np.asarray(frequencies, np.float64)
     check_rope(x, positions, frequencies)
+    cuda.check_kind(np.ndarray, x=x)
     angles = positions[..., None].astype(np.float64) * frequencies
     if positions.ndim == 2:                                          # (batch, 1, ..., seq, n_pairs)
         angles = angles.reshape(len(x), *[1] * (x.ndim - 3), *angles.shape[1:])
-    work = np.result_type(x, np.float32)
+    work = cuda.work_type(x)
     cos, sin = (attention_scale * np.cos(angles)).astype(work), (attention_scale * np.sin(angles)).astype(work)
     first, second = pair_slices(len(frequencies), interleaved)
     a, b = x[..., first].astype(work), x[..., second].astype(work)
     out = x.astype(work)
     out[..., first], out[..., second] = a * cos - b * sin, a * sin + b * cos
-    return out.astype(np.result_type(x, np.float16), copy=False)
+    return cuda.like(out, x)
 
 
 def interleaved_to_half_split(w, n_heads):
@@ -183,13 +188,14 @@ def apply_rope_torch(x, positions, frequencies, attention_scale=1.0, interleaved
 
     positions and frequencies may be tensors or arrays; angles are computed in float64.
     """
+    cuda.check_kind(torch.Tensor, x=x)
     positions = torch.as_tensor(positions, device=x.device)
     frequencies = torch.as_tensor(frequencies, device=x.device)
     check_rope(x, positions, frequencies)
     angles = positions[..., None].double() * frequencies.double()
     if positions.dim() == 2:                                         # (batch, 1, ..., seq, n_pairs)
         angles = angles.reshape(len(x), *[1] * (x.dim() - 3), *angles.shape[1:])
-    work = torch.promote_types(x.dtype, torch.float32 if x.is_floating_point() else torch.float64)
+    work = cuda.work_type(x)
     cos, sin = (attention_scale * angles.cos()).to(work), (attention_scale * angles.sin()).to(work)
     n_pairs = len(frequencies)
     first, second = pair_slices(n_pairs, interleaved)
@@ -197,7 +203,7 @@ def apply_rope_torch(x, positions, frequencies, attention_scale=1.0, interleaved
     a, b = a * cos - b * sin, a * sin + b * cos
     turned = torch.stack([a, b], dim=-1).flatten(-2) if interleaved else torch.cat([a, b], dim=-1)
     out = torch.cat([turned, x[..., 2 * n_pairs:].to(work)], dim=-1)
-    return out.to(x.dtype) if x.is_floating_point() else out
+    return cuda.like(out, x)
 
 
 def ntk_frequencies(frequencies, factor):
@@ -482,15 +488,14 @@ def apply_rope_cuda(x, positions, frequencies, attention_scale=1.0, interleaved=
     NumPy arrays and CPU tensors run on the CPU, CUDA tensors on the GPU. Angles are computed in double precision, the
     rest in single; returned in the kind and type of x. Not differentiable.
     """
-    tensor = x if isinstance(x, torch.Tensor) else torch.from_numpy(np.array(x))
-    positions, frequencies = (a.to(tensor.device) if isinstance(a, torch.Tensor) else
-                              torch.from_numpy(np.array(a)).to(tensor.device) for a in (positions, frequencies))
-    check_rope(tensor, positions, frequencies)
+    device = x.device if isinstance(x, torch.Tensor) else "cpu"
+    positions, frequencies = (torch.as_tensor(np.array(a) if isinstance(a, np.ndarray) else a, device=device)
+                              for a in (positions, frequencies))
+    check_rope(x, positions, frequencies)
     if positions.is_floating_point():
         raise ValueError(f"positions must be integers, got {str(positions.dtype).removeprefix('torch.')}")
-    out = torch.empty_like(tensor)
-    if tensor.numel():
-        wide, grid, block, arguments, out = rope_launch(tensor, positions, frequencies, attention_scale, interleaved)
+    [out] = cuda.on_device(x)
+    if out.numel():
+        wide, grid, block, arguments, out = rope_launch(out, positions, frequencies, attention_scale, interleaved)
         rope_kernel(wide).fast[grid, block](*arguments)
-    out = out.to(tensor.dtype if tensor.is_floating_point() else torch.float64)
-    return out if isinstance(x, torch.Tensor) else out.numpy()
+    return cuda.like(out, x)

@@ -1,6 +1,6 @@
 """Write dates.tsv: the same dates in several languages, with the field (day, month, ...) that each token belongs to.
 
-    python data/make_dates.py          needs Babel
+python data/make_dates.py          needs Babel
 """
 
 import re

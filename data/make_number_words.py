@@ -1,6 +1,6 @@
 """Write number_words.tsv: numbers below 10**9 in English and in German words, aligned word by word.
 
-    python data/make_number_words.py          needs num2words
+python data/make_number_words.py          needs num2words
 """
 
 import re

@@ -2,6 +2,15 @@
 # jupyter:
 #   course:
 #     module: multi_head
+#     public:
+#     - multi_head_attention_numpy
+#     - multi_head_attention_torch
+#     - multi_head_attention_cuda
+#     - split_heads
+#     - merge_heads
+#     - MultiHeadAttention
+#     - TransformerConfig
+#     - TransformerLM
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -44,7 +53,10 @@
 #   (2.1). Are heads with clear names the rule? In this model yes, in MiniLM few have any (Going further).
 
 # %%
-import sys; sys.path.insert(0, "..")              # the course's own modules live one folder up
+import os
+import sys
+
+sys.path.insert(0, "." if os.path.exists("course.py") else "..")  # the course's own modules
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -56,7 +68,7 @@ from utils.check import check
 torch.set_num_threads(1)                          # tiny models: one thread is fastest, and the same everywhere
 rng = np.random.default_rng(0)
 
-# %% tags=["export"]
+# %%
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,6 +79,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from attention.fundamentals import attention_numpy, attention_torch, attention_weights, causal_mask
+from utils import cuda
 from utils.data import Vocabulary
 
 # %% [markdown]
@@ -374,6 +387,7 @@ print("merged again:   ", np.array_equal(merge_heads(heads), x @ w_q))
 # %% tags=["export"]
 def check_projections(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads):
     """Raise ValueError, in one sentence, unless inputs, matrices and number of heads fit. For arrays and tensors."""
+    cuda.check_numbers(x_q=x_q, x_kv=x_kv, w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o)
     for name, x in (("x_q", x_q), ("x_kv", x_kv)):
         if len(x.shape) < 2:
             raise ValueError(f"{name} must have at least two axes (seq, d_model), got shape {tuple(x.shape)}")
@@ -403,8 +417,11 @@ def multi_head_attention_numpy(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None
     """
     check_projections(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads)
     ### BEGIN SOLUTION
+    cuda.check_kind(np.ndarray, x_q=x_q, x_kv=x_kv, w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o)
+    given, work = x_q, cuda.work_type(x_q)                  # never in integers or in half
+    x_q, x_kv, w_q, w_k, w_v, w_o = (a.astype(work, copy=False) for a in (x_q, x_kv, w_q, w_k, w_v, w_o))
     q, k, v = (split_heads(x @ w, n_heads) for x, w in ((x_q, w_q), (x_kv, w_k), (x_kv, w_v)))
-    return merge_heads(attention_numpy(q, k, v, mask, causal)) @ w_o
+    return cuda.like(merge_heads(attention_numpy(q, k, v, mask, causal)) @ w_o, given)
     ### END SOLUTION
 
 # %%
@@ -498,11 +515,14 @@ print("16 heads of 24:", multi_head_attention_numpy(x, x, wide_q, wide_k, wide_v
 def multi_head_attention_torch(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, causal=False):
     """Multi-head attention in PyTorch; arguments, shapes and errors as multi_head_attention_numpy, differentiable.
 
-    All tensors are of one float type.
+    Half precision is computed in single.
     """
     check_projections(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads)
+    cuda.check_kind(torch.Tensor, x_q=x_q, x_kv=x_kv, w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o)
+    given, work = x_q, cuda.work_type(x_q)
+    x_q, x_kv, w_q, w_k, w_v, w_o = (t.to(work) for t in (x_q, x_kv, w_q, w_k, w_v, w_o))
     q, k, v = split_heads(x_q @ w_q, n_heads), split_heads(x_kv @ w_k, n_heads), split_heads(x_kv @ w_v, n_heads)
-    return merge_heads(attention_torch(q, k, v, mask, causal)) @ w_o
+    return cuda.like(merge_heads(attention_torch(q, k, v, mask, causal)) @ w_o, given)
 
 # %%
 theirs = torch_layer.in_proj_weight, torch_layer.out_proj.weight
@@ -601,7 +621,7 @@ class MultiHeadAttention(nn.Module):
         if bias is not None:
             scores = scores + bias
         weights = self.weights(masked_softmax(scores, mask, causal))
-        return merge_heads(self.outputs(weights @ v)) @ self.w_o
+        return merge_heads(self.outputs(cuda.weighted_sum(weights, v))) @ self.w_o
 
 # %%
 module = MultiHeadAttention(16, 4).double()
@@ -1395,7 +1415,7 @@ def attention_with_dropout(q, k, v, key_mask, keep, rate):
         raise ValueError(f"rate must be at least 0 and less than 1, got {rate}")
     ### BEGIN SOLUTION
     weights = attention_weights(q, k, mask=key_mask[:, None, None, :])
-    return (weights * keep / (1 - rate)) @ v, weights
+    return cuda.weighted_sum(weights * keep / (1 - rate), v), weights
     ### END SOLUTION
 
 # %%
@@ -1492,11 +1512,10 @@ print("two machines with two heads each:", torch.allclose(sum(partial), batched(
 # counts of bytes: **requested** is what the threads ask for, **distinct** counts each sector of 32 bytes once for each
 # kernel. As there, no GPU run is recorded: this part shows bytes and no times.
 
-# %% tags=["export"]
+# %%
 import functools
 
 from attention.fundamentals import ROW_OF_A_TILE, check_arguments
-from utils import cuda
 
 # %% [markdown]
 # ### Arithmetic first: four products, one attention, four copies
@@ -1852,16 +1871,19 @@ for name, causal, kept in (("none kept", False, 0), ("all kept", False, 96), ("c
 # Three products, attention, one product: five launches, and nothing between them but reshapes that move no byte.
 
 # %% tags=["export"]
-def as_float32(array):
-    """A NumPy array or a tensor as a contiguous float32 tensor on its own device."""
-    tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array))
-    return tensor.detach().float().contiguous()
-
 def project_in_tiles(x, w):
     """x (..., d_in) by w (d_in, d_out), arrays or tensors, through the kernel; a float32 tensor."""
-    grid, block, arguments, out = project_launch(as_float32(x), as_float32(w))
+    grid, block, arguments, out = project_launch(*cuda.on_device(x, w))
     if out.numel() and w.shape[0]:
         project_kernel().fast[grid, block](*arguments)
+    return out
+
+@cuda.skip_unseen
+def attend(q, k, v, n_heads, mask, causal):
+    """The output of `attend_heads` for the arguments of attend_launch."""
+    grid, block, shared, arguments, out = attend_launch(q, k, v, n_heads, mask, causal)
+    if out.numel() and k.shape[1]:
+        attend_kernel().fast[grid, block, shared](*arguments)
     return out
 
 def multi_head_attention_cuda(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, causal=False):
@@ -1880,13 +1902,9 @@ def multi_head_attention_cuda(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None,
     if mask is not None:
         full = (*lead, n_heads, q.shape[1], k.shape[1])
         mask = torch.as_tensor(mask, device=q.device).expand(full).to(torch.uint8).contiguous()
-    grid, block, shared, arguments, out = attend_launch(q, k, v, n_heads, mask, causal)
-    if out.numel() and k.shape[1]:
-        attend_kernel().fast[grid, block, shared](*arguments)
+    out = attend(q, k, v, n_heads, mask, causal)
     out = project_in_tiles(out.reshape(*lead, *out.shape[1:]), w_o)
-    if isinstance(x_q, torch.Tensor):
-        return out.to(x_q.dtype if x_q.is_floating_point() else torch.float64)
-    return out.numpy().astype(x_q.dtype if np.issubdtype(x_q.dtype, np.floating) else np.float64)
+    return cuda.like(out, x_q)
 
 # %%
 worst = 0.0

@@ -1,7 +1,25 @@
 # ---
 # jupyter:
 #   course:
+#     experiments:
+#     - statement
+#     - documents
+#     - Statements
+#     - statement_reader
+#     - train_reader
 #     module: long_context
+#     public:
+#     - softmax_rows_numpy
+#     - softmax_rows_torch
+#     - softmax_rows_cuda
+#     - matmul_numpy
+#     - matmul_torch
+#     - matmul_cuda
+#     - attention_share
+#     - kv_cache_bytes
+#     - prompt_cost
+#     - place_needle
+#     - effective_length
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -45,7 +63,10 @@
 #   does not matter there. In language it does; lecture 03 shows the price.
 
 # %%
-import sys; sys.path.insert(0, "..")              # the course's own modules live one folder up
+import os
+import sys
+
+sys.path.insert(0, "." if os.path.exists("course.py") else "..")  # the course's own modules
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -56,14 +77,14 @@ from utils.check import check
 
 torch.set_num_threads(1)                          # tiny models: one thread is fastest, and the same everywhere
 
-# %% tags=["export"]
+# %%
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from attention.multi_head import TransformerConfig, TransformerLM
-from utils import training
+from utils import cuda, training
 
 # %% [markdown]
 # ## Part 1 · What length costs
@@ -365,13 +386,13 @@ def train_reader(model, seed, steps, seq_len=32, batch=32, lr=1e-2):
 
 # %% [markdown]
 # Three readers for each choice. Seed 0 is trained here; seeds 1 and 2 were trained by the same two functions, and their
-# weights recorded (`python -m utils.record_readers_04`; `data/recorded/readers_04.npz`).
+# weights recorded (`python -m data.recorded.lecture_04`; `data/recorded/lecture_04.npz`).
 
 # %%
 from attention.multi_head import Positions
 from attention.rotary import ALiBi, Rotary
 
-recorded = np.load(data.FOLDER / "recorded" / "readers_04.npz")
+recorded = np.load(data.FOLDER / "recorded" / "lecture_04.npz")
 
 def three_readers(kind, positions):
     """The reader of seed 0, trained here, and those of seeds 1 and 2, trained in the same way before."""
@@ -951,7 +972,7 @@ def relative_attention_numpy(q, k, v, r, u, w):
     scores = (q + u) @ np.swapaxes(k, -1, -2) + relative_shift((q + w) @ r.T)
     scores = np.where(np.tri(n_queries, n_keys, n_keys - n_queries, dtype=bool), scores / np.sqrt(q.shape[-1]), -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True) @ v
+    return cuda.weighted_sum(weights / weights.sum(axis=-1, keepdims=True), v)
 
 # %%
 rng = np.random.default_rng(1)
@@ -1126,12 +1147,11 @@ for model in models:
 # *Predict.* A softmax does about five operations on each number (compare, subtract, exp, add, divide). On which side
 # of the ridge is it? And the product of two n × n matrices?
 
-# %% tags=["export"]
+# %%
 import functools
 import math
 
 from attention.fundamentals import softmax
-from utils import cuda
 
 # %%
 SINGLE = 67e12                                            # H100 SXM: FLOP/s in float32; BANDWIDTH and PEAK as in 4.2
@@ -1355,42 +1375,15 @@ for name, kernel, count in (("float", read_once, 4096), ("float4", float4, 1024)
 # %% tags=["export"]
 LONGEST_KEPT = 12_000              # columns: 48 KB of shared memory, less what block_max needs
 
-def check_numbers(**arrays):
-    """Raise ValueError, in one sentence, unless all arguments hold real numbers. For arrays and tensors."""
-    for name, array in arrays.items():
-        if isinstance(array, torch.Tensor):
-            dtype, real = array.dtype, not array.dtype.is_complex and array.dtype != torch.bool
-        else:
-            dtype = np.asarray(array).dtype
-            real = dtype.kind in "iuf"
-        if not real:
-            raise ValueError(f"{name} must hold real numbers, got {dtype}")
-
 def check_rows(x):
     """Raise ValueError, in one sentence, unless x holds rows of real numbers. For arrays and tensors."""
-    check_numbers(x=x)
+    cuda.check_numbers(x=x)
     if not np.ndim(x):
         raise ValueError("x must have at least one axis (n_columns), got a single number")
 
 def widened(x):
     """An array or tensor in at least single precision: half precision is too coarse to add up in."""
-    if isinstance(x, torch.Tensor):
-        return x.float() if x.dtype in (torch.float16, torch.bfloat16, torch.float32) else x.double()
-    dtype = np.asarray(x).dtype
-    return np.asarray(x).astype(np.result_type(dtype, np.float32) if dtype.kind == "f" else np.float64)
-
-def single(x):
-    """An array or tensor as a contiguous float32 tensor, where it lies."""
-    if isinstance(x, torch.Tensor):
-        return x.detach().float().contiguous()
-    return torch.from_numpy(np.array(x, np.float32, order="C"))
-
-def as_given(out, x):
-    """A result in the kind (array or tensor) and float type of x; float64 where x holds integers."""
-    if isinstance(x, torch.Tensor):
-        return out.to(x.dtype if x.is_floating_point() else torch.float64)
-    dtype = np.asarray(x).dtype
-    return np.asarray(out).astype(dtype if dtype.kind == "f" else np.float64)
+    return x.to(cuda.work_type(x)) if isinstance(x, torch.Tensor) else x.astype(cuda.work_type(x))
 
 # %% tags=["export"]
 def softmax_rows_numpy(x):
@@ -1400,18 +1393,20 @@ def softmax_rows_numpy(x):
     Raises ValueError if x has no axis or holds anything but real numbers.
     """
     check_rows(x)
-    return as_given(softmax(widened(x)), x)
+    cuda.check_kind(np.ndarray, x=x)
+    return cuda.like(softmax(widened(x)), x)
 
 def softmax_rows_torch(x):
     """softmax_rows_numpy for a tensor, differentiable; the gradient of a row of only -inf is 0."""
     check_rows(x)
+    cuda.check_kind(torch.Tensor, x=x)
     if not x.numel():
-        return as_given(x.clone(), x)
+        return cuda.like(x.clone(), x)
     wide = widened(x)
     maximum = wide.detach().amax(-1, keepdim=True)
     exponentials = torch.exp(wide - torch.where(maximum == -math.inf, 0.0, maximum))
     total = exponentials.sum(-1, keepdim=True)
-    return as_given(exponentials / torch.where(total == 0, 1.0, total), x)
+    return cuda.like(exponentials / torch.where(total == 0, 1.0, total), x)
 
 # %% tags=["export"]
 @functools.cache
@@ -1425,14 +1420,14 @@ def softmax_rows_cuda(x):
     Computed in single precision, returned in the kind and type of x. Not differentiable.
     """
     check_rows(x)
-    rows = single(x)
+    [rows] = cuda.on_device(x)
     out = torch.zeros_like(rows)
     if out.numel():
         n_columns = rows.shape[-1]
         kept = n_columns <= LONGEST_KEPT
         shared = 4 * n_columns if kept else 0
         softmax_kernel(kept).fast[rows.numel() // n_columns, 256, shared](rows, out, n_columns)
-    return as_given(out, x)
+    return cuda.like(out, x)
 
 # %% [markdown]
 # ### `matmul`: the kernel that waits for arithmetic, if it is written well
@@ -1650,7 +1645,7 @@ plotting.show("Two maps of the 32 banks: sixteen threads that read neighbouring 
 # %% tags=["export"]
 def check_matrices(a, b):
     """Raise ValueError, in one sentence, unless a and b are real and can be multiplied. For arrays and tensors."""
-    check_numbers(a=a, b=b)
+    cuda.check_numbers(a=a, b=b)
     for name, shape in (("a", np.shape(a)), ("b", np.shape(b))):
         if len(shape) < 2:
             raise ValueError(f"{name} must have at least two axes (rows, columns), got shape {tuple(shape)}")
@@ -1671,14 +1666,16 @@ def matmul_numpy(a, b):
     shapes that do not fit and for anything but real numbers.
     """
     check_matrices(a, b)
-    return as_given(np.matmul(widened(a), widened(b)), a)
+    cuda.check_kind(np.ndarray, a=a, b=b)
+    return cuda.like(np.matmul(widened(a), widened(b)), a)
 
 def matmul_torch(a, b):
     """matmul_numpy for tensors, differentiable."""
     check_matrices(a, b)
+    cuda.check_kind(torch.Tensor, a=a, b=b)
     wide_a, wide_b = widened(a), widened(b)
     dtype = torch.promote_types(wide_a.dtype, wide_b.dtype)
-    return as_given(wide_a.to(dtype) @ wide_b.to(dtype), a)
+    return cuda.like(wide_a.to(dtype) @ wide_b.to(dtype), a)
 
 @functools.cache
 def matmul_kernel():
@@ -1691,14 +1688,14 @@ def matmul_cuda(a, b):
     Computed in single precision, returned in the kind and type of a. Not differentiable. m and n up to 4 million.
     """
     check_matrices(a, b)
-    left, right = single(a), single(b)
+    left, right = cuda.on_device(a, b)
     lead = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     m, k, n = left.shape[-2], left.shape[-1], right.shape[-1]
     left, right = (t.expand(*lead, *t.shape[-2:]).contiguous() for t in (left, right))
     out = torch.zeros(*lead, m, n, device=left.device)
     if out.numel() and k:
         matmul_kernel().fast[(math.prod(lead), -(-m // 64), -(-n // 64)), (16, 16)](left, right, out, m, n, k)
-    return as_given(out, a)
+    return cuda.like(out, a)
 
 # %%
 worst = 0.0

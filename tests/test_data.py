@@ -8,11 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from utils import data
 
 FOLDER = Path(data.__file__).parent.parent / "data"
-LEXICON = {"three": "drei", "seven": "sieben", "eleven": "elf", "forty": "vierzig", "ninety": "neunzig", "hundred": "hundert"}
+LEXICON = {
+    "three": "drei",
+    "seven": "sieben",
+    "eleven": "elf",
+    "forty": "vierzig",
+    "ninety": "neunzig",
+    "hundred": "hundert",
+}
 
 
 def rows(name):
@@ -35,7 +43,7 @@ def test_number_words_align_each_german_word_with_its_translation():
     seen = 0
     for pair in train + test:
         translated = [i for i in pair.alignment if i >= 0]
-        assert sorted(translated) == list(range(len(pair.source)))        # a permutation of the source
+        assert sorted(translated) == list(range(len(pair.source)))  # a permutation of the source
         assert len(pair.alignment) == len(pair.target)
         for word, i in zip(pair.target, pair.alignment):
             assert (word == "und") == (i == -1)
@@ -93,7 +101,9 @@ def test_prose_is_the_shipped_text_on_every_python_version():
 
 def test_a_missing_file_is_named_with_the_command_that_makes_it(monkeypatch, tmp_path):
     monkeypatch.setattr(data, "FOLDER", tmp_path)
-    with pytest.raises(FileNotFoundError, match="number_words.tsv is missing; make it with: python data/make_number_words.py"):
+    with pytest.raises(
+        FileNotFoundError, match="number_words.tsv is missing; make it with: python data/make_number_words.py"
+    ):
         data.number_words()
 
 
@@ -156,7 +166,7 @@ def test_minilm_attention_is_a_distribution_over_the_tokens_of_a_real_sentence(c
     assert np.abs(weights.sum(axis=-1) - 1).max() < 1e-5 and weights.min() >= 0
     assert tokens[0] == "[CLS]" and tokens[-1] == "[SEP]" and "animal" in tokens
     query, animal, street = tokens.index("it"), tokens.index("animal"), tokens.index("street")
-    assert weights[3, 1, query, animal] - weights[3, 1, query, street] > 0.4     # a head that resolves the pronoun
+    assert weights[3, 1, query, animal] - weights[3, 1, query, street] > 0.4  # a head that resolves the pronoun
     assert capfd.readouterr() == ("", "")
 
 
@@ -188,3 +198,21 @@ def test_a_missing_encoder_is_named_with_the_command_that_installs_it(monkeypatc
 def test_a_sentence_without_words_is_refused(sentence):
     with pytest.raises(ValueError, match="sentence must be a string with at least one word"):
         data.minilm_attention(sentence)
+
+
+def test_characters_are_the_prose_in_two_parts():
+    text = data.characters()
+    assert text.decode(text.corpus) + text.decode(text.held_out) == data.prose()
+    assert len(text.corpus) == len(data.prose()) * 9 // 10
+    assert text.alphabet == sorted(set(data.prose()))
+
+
+def test_characters_are_encoded_and_decoded():
+    text = data.characters()
+    ids = text.encode("import this")
+    assert ids.shape == (1, 11)
+    assert ids.dtype == torch.int64
+    assert text.decode(ids[0]) == "import this"
+    assert text.encode("").shape == (1, 0)
+    with pytest.raises(ValueError, match="text holds '字', which is not among the 103 known characters"):
+        text.encode("字 1")

@@ -133,3 +133,26 @@ def test_the_progress_bar_can_be_switched_off(pytestconfig, capfd, monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "1")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=pytestconfig.rootpath)
     assert capfd.readouterr() == ("", "")
+
+
+def test_windows_are_stretches_of_the_ids_and_the_same_for_a_seed():
+    ids = torch.arange(100)
+    first, second = (next(training.windows(ids, 7, 5, seed)) for seed in (3, 3))
+    assert first.shape == (5, 8)
+    assert torch.equal(first, second)
+    assert torch.equal(first - first[:, :1], torch.arange(8).expand(5, 8))
+    seen = torch.cat([batch for batch, _ in zip(training.windows(ids, 7, 50, 0), range(20))])
+    assert (seen.min().item(), seen.max().item()) == (0, 98)
+
+
+@pytest.mark.parametrize("length", [0, 99, 500])
+def test_windows_longer_than_the_text_are_refused(length):
+    with pytest.raises(ValueError, match=f"length must be from 1 to 98 for 100 ids, not {length}"):
+        next(training.windows(torch.arange(100), length, 2, 0))
+
+
+def test_next_token_loss_of_a_model_that_knows_nothing_is_the_log_of_the_vocabulary():
+    ids = torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]])
+    assert training.next_token_loss(lambda x: torch.zeros(*x.shape, 8), ids).item() == pytest.approx(np.log(8))
+    sure = training.next_token_loss(lambda x: 50.0 * nn.functional.one_hot(ids[:, 1:], 4).double(), ids)
+    assert sure.item() == pytest.approx(0.0, abs=1e-12)

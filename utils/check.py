@@ -3,14 +3,20 @@
 How close is close enough stands in one table, TOLERANCE; `close` and `difference` apply it.
 """
 
-from utils.checks import exercises, lectures
-from utils.checks import progress as _progress
-from utils.checks.compare import TOLERANCE, close, difference
-from utils.checks.process import NotSendable
-from utils.checks.report import lines
-from utils.checks.trial import NotAttempted, try_answer
+import sys
+import textwrap
+
+from utils.judge import progress as _progress
+from utils.judge.compare import TOLERANCE, close, difference
+from utils.judge.exercise import find, order
+from utils.judge.process import worker as _worker
+from utils.judge.report import lines
+from utils.judge.result import NotAttempted, NotSendable
 
 __all__ = ["TOLERANCE", "check", "close", "difference", "progress"]
+if "ipykernel" in sys.modules:  # a notebook: the process that tries answers gets ready while its reader reads
+    _worker.start(imports=[name for name in ("torch",) if name in sys.modules])
+COLUMNS = 95  # what JupyterLab shows beside its file browser at 1280 pixels
 _tried = set()  # exercises to which this notebook had an answer
 
 
@@ -34,7 +40,7 @@ def progress():
 
 def _check(number, answer):
     try:
-        exercise = _find(number)
+        exercise = find(number)
     except LookupError as unknown:
         print(unknown)
         return answer
@@ -46,28 +52,15 @@ def _check(number, answer):
         return answer
     if own is None:
         print(
-            f"The course's own {exercise.name} is not built yet (`python course.py build {number.split('.')[0]:0>2}`)."
+            f"The course's own {exercise.name} is not built yet (`python course.py build {order(exercise.number)[0]:0>2}`)."
         )
         return answer
     return own
 
 
-def _find(number):
-    lecture, _, _ = str(number).partition(".")
-    declared = exercises(f"{lecture:0>2}") if f"{lecture:0>2}" in lectures() else []
-    for exercise in declared:
-        if exercise.number == number:
-            return exercise
-    known = (
-        f"lecture {lecture} has {declared[0].number} to {declared[-1].number}" if declared else 'they look like "1.1"'
-    )
-    raise LookupError(f"There is no exercise {number!r}: {known}.")
-
-
 def _judge(exercise, answer, own):
     """Print the report; returns whether the answer passed."""
     title = f"{exercise.number} {exercise.name}"
-    wanted = "a function" if exercise.oracle else "a string of CUDA source"
     if answer is own and own is not None:
         if exercise.number in _tried:
             print(f"{title}: run the cell with your {exercise.name} again, then this one (this is the course's own)")
@@ -75,11 +68,11 @@ def _judge(exercise, answer, own):
             print(f"{title}: not attempted yet (this is the course's own {exercise.name})")
         return False
     _tried.add(exercise.number)
-    if not (callable(answer) if exercise.oracle else isinstance(answer, str)):
-        print(f"{title}: {wanted} is expected, {type(answer).__name__} was given.")
+    if not exercise.accepts(answer):
+        print(f"{title}: {exercise.wanted} is expected, {type(answer).__name__} was given.")
         return False
     try:
-        result = try_answer(exercise, answer, own)
+        result = exercise.judge(answer, own)
     except NotAttempted:
         _tried.discard(exercise.number)
         print(f"{title}: not attempted yet")
@@ -91,5 +84,6 @@ def _judge(exercise, answer, own):
         )
         return False
     _progress.record(exercise.number, result.passed)
-    print("\n".join(lines(exercise, result)))
+    *rows, verdict = lines(exercise, result)
+    print("\n".join([*rows, *textwrap.wrap(verdict, COLUMNS)]))
     return result.passed

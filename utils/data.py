@@ -5,12 +5,14 @@ Everything is read from `data/` or drawn from a NumPy generator; nothing is down
 
 import hashlib
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
-FOLDER = Path(__file__).resolve().parent.parent / "data"
+from utils.paths import DATA
+
+FOLDER = DATA
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
@@ -52,6 +54,39 @@ def dates(source="en", target="hu"):
 def prose():
     """English prose: Python's own help topics, one string of 465,048 characters, 103 of them different."""
     return _read("prose.txt", "python3.11 data/make_prose.py")
+
+
+class Characters(NamedTuple):
+    """Text as ids of its characters. `alphabet` lists them, sorted; corpus and held_out are int64 tensors (n,)."""
+
+    alphabet: list[str]
+    corpus: torch.Tensor
+    held_out: torch.Tensor
+
+    def encode(self, text):
+        """Ids (1, len(text)) int64. ValueError for a character that the alphabet lacks."""
+        unknown = sorted(set(text) - set(self.alphabet))
+        if unknown:
+            raise ValueError(f"text holds {unknown[0]!r}, which is not among the {len(self.alphabet)} known characters")
+        return torch.tensor([[self.alphabet.index(character) for character in text]], dtype=torch.int64)
+
+    def decode(self, ids):
+        """The string of some ids: any iterable of whole numbers."""
+        return "".join(self.alphabet[i] for i in ids)
+
+
+def characters():
+    """The prose as `Characters`: the first nine tenths are the corpus, the last tenth is held out."""
+    text = prose()
+    alphabet = sorted(set(text))
+    code = {character: i for i, character in enumerate(alphabet)}
+    ids = torch.tensor([code[character] for character in text])
+    return Characters(alphabet, ids[: len(ids) * 9 // 10], ids[len(ids) * 9 // 10 :])
+
+
+def course_prose():
+    """English prose that no model has been trained on: paragraphs of this course, one string of 19,545 characters."""
+    return _read("course.txt", "git checkout data/course.txt")
 
 
 class Vocabulary:

@@ -53,6 +53,21 @@ def _bound(part, parameter):
     return parameter.shape[0] ** -0.5
 
 
+def windows(ids, length, batch, seed):
+    """Endless batches (batch, length + 1) int64, each row a random stretch of `ids` (n,): `length` tokens and the next."""
+    if length < 1 or len(ids) < length + 2:
+        raise ValueError(f"length must be from 1 to {len(ids) - 2} for {len(ids)} ids, not {length}")
+    rng = np.random.default_rng(seed)
+    while True:
+        starts = torch.from_numpy(rng.integers(len(ids) - length - 1, size=batch))
+        yield ids[starts[:, None] + torch.arange(length + 1)]
+
+
+def next_token_loss(model, ids):
+    """The mean cross-entropy (nats) of a model's logits for ids[:, :-1] against ids[:, 1:]; ids (batch, n) int64."""
+    return nn.functional.cross_entropy(model(ids[:, :-1]).mT, ids[:, 1:])
+
+
 def fit(model, batches, loss, steps, lr=3e-3, evaluate=None, every=50, stop_at=None):
     """Train a model with AdamW, its gradient clipped to norm 1. Returns a `History`.
 
@@ -70,7 +85,7 @@ def fit(model, batches, loss, steps, lr=3e-3, evaluate=None, every=50, stop_at=N
     history = History([], [], [])
     batches = iter(batches)
     model.train()
-    for step in tqdm(range(1, steps + 1), leave=False, file=sys.stdout):      # on stderr JupyterLab leaves a red strip
+    for step in tqdm(range(1, steps + 1), leave=False, file=sys.stdout):  # on stderr JupyterLab leaves a red strip
         try:
             batch = next(batches)
         except StopIteration:

@@ -9,10 +9,24 @@
 
 How it works is told in utils/cuda/README.md.
 """
-from .launch import Kernel, KernelError, compile
+
+from .arrays import check_kind, check_numbers, float_type, like, on_device, skip_unseen, weighted_sum, work_type
+from .errors import CompileError, KernelError
+from .kernel import Kernel, compile
 from .report import Report
-from .source import CompileError
 
-time_limit = 60.0          # seconds a kernel may run on the CPU before it is stopped
-
-__all__ = ["CompileError", "Kernel", "KernelError", "Report", "compile", "time_limit"]
+__all__ = [
+    "CompileError",
+    "Kernel",
+    "KernelError",
+    "Report",
+    "check_kind",
+    "check_numbers",
+    "compile",
+    "float_type",
+    "like",
+    "on_device",
+    "skip_unseen",
+    "weighted_sum",
+    "work_type",
+]

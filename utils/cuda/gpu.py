@@ -17,8 +17,10 @@ from cuda.bindings import driver, nvrtc
 from cuda.core import ObjectCode, Program, ProgramOptions
 
 from . import arguments as args
-from .launch import KernelError
-from .source import CompileError, point_at, without_host_includes
+from .errors import CompileError, KernelError
+from .source import note_of_includes, without_includes
+from .structure import FOR_HOST, constants, host_line, leaving_out
+from .text import blank, point_at
 
 _BEFORE = Path(__file__).with_name("gpu_before.h").read_text(encoding="utf-8") + '#line 1 "kernel.cu"\n'
 # The table of gpu_before.h for one kernel; its first bytes find it in the binary.
@@ -29,16 +31,26 @@ extern "C" __device__ course_signature::table<decltype(&%(kernel)s)> course_sign
 """
 _MARK = b"kernel signature"
 
+# Headers that a GPU's compiler may have. Others are taken out: a kernel has no C++ library and no files of a project.
+_GPU_HEADER = re.compile(
+    r"(?:cooperative_groups|cuda|cub|cute|cutlass|nv|thrust)/.*|(?:cu|sm_|device_|surface_|texture_)\w*\.h"
+    r"|(?:cooperative_groups|mma|math_constants)\.h|cuda_\w+\.hpp"
+)
+_NEEDS_LIBRARY = re.compile(r'cannot open source file "((?:nv|cuda)/[\w/]+)"')
+
+_UNRESOLVED = re.compile(r"Unresolved extern function '_ZN?(?:\d+[a-z_]\w*?)??(\d+)(\w+)'")
+
 _NVRTC_ERROR = re.compile(r"(?P<file>.+?)\((?P<line>\d+)\): (?:catastrophic )?error: (?P<message>.*)")
 
 
 @dataclass(frozen=True)
 class Binary:
-    """A kernel compiled for one architecture. `signature` describes the arguments as `utils.cuda.compile.Build` does."""
+    """A kernel compiled for one architecture. `signature` describes the arguments as `utils.cuda.binary.Build` does."""
 
     name: str
     object_code: ObjectCode
     signature: tuple
+    constants: tuple  # names of the constants that a host may fill
 
     @property
     def cubin(self):
@@ -51,17 +63,27 @@ def compile_for(source, name, arch="sm_90"):
     """Compile one kernel for a real architecture; no GPU is needed.
 
     source: CUDA C++ text. name: the kernel, with its template arguments: "flash_fwd<64>". arch: "sm_80", "sm_90a", ...
-    Returns a Binary. Raises CompileError, which points at the source's line.
+    Returns a Binary. Raises CompileError, which points at the source's line. Other functions of the source that do not
+    compile are left out, as long as the kernel can do without them.
     """
+    return leaving_out(source, name, lambda text: _compile(text, source, name, arch))
+
+
+def _compile(text, source, name, arch):
     options = ProgramOptions(name="kernel.cu", arch=arch, std="c++17", lineinfo=True, **_headers())
-    text = _BEFORE + without_host_includes(source) + _AFTER % {"kernel": name}
+    names = tuple(constants(blank(text)))
+    text, skipped = without_includes(text, lambda header: _GPU_HEADER.fullmatch(header))
+    text = _BEFORE + text + _AFTER % {"kernel": name}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # cuda.core warns when it meets no driver; compiling does not want one
         try:
-            code = Program(text, "c++", options).compile("cubin", name_expressions=[name])
+            code = Program(text, "c++", options).compile(
+                "cubin", name_expressions=[name, *(f"&{constant}" for constant in names)]
+            )
         except Exception as error:  # noqa: BLE001 (cuda.core's own error class is not public)
-            raise CompileError(_readable(str(error), source, name, arch)) from None
-    return Binary(name, code, _read_signature(code.code))
+            said, *where = _readable(str(error), source, name, arch)
+            raise CompileError(said + note_of_includes(skipped), *where) from None
+    return Binary(name, code, _read_signature(code.code), names)
 
 
 def launch(kernel, grid, block, shared_bytes, arguments):
@@ -79,6 +101,7 @@ def launch(kernel, grid, block, shared_bytes, arguments):
     device = _device_of(kernel, arguments)
     with torch.cuda.device(device):
         loaded = _load(kernel.source, kernel.name, _arch(device))
+        _fill(kernel, loaded)
         values = [_c_value(value) for value in args.pack(kernel.name, kernel.parameters, loaded.signature, arguments)]
         if shared_bytes:
             _opt_in(kernel, loaded, shared_bytes, device)
@@ -120,6 +143,8 @@ class _Loaded:
     handle: int
     static_bytes: int
     signature: tuple
+    constants: dict
+    filled: dict
 
 
 @functools.cache
@@ -127,12 +152,35 @@ def _load(source, name, arch):
     binary = compile_for(source, name, arch)
     try:
         kernel = binary.object_code.get_kernel(name)
-        return _Loaded(kernel, int(kernel.handle), kernel.attributes.shared_size_bytes, binary.signature)
+        names = {constant: binary.object_code.symbol_mapping[f"&{constant}"] for constant in binary.constants}
+        return _Loaded(kernel, int(kernel.handle), kernel.attributes.shared_size_bytes, binary.signature, names, {})
     except Exception as error:  # noqa: BLE001 (cuda.core's own error class is not public)
         raise KernelError(
             f"{name}: the GPU's driver does not load the compiled kernel ({error}). A driver older than NVRTC "
             f"{_version_text()} is the usual reason: update the driver, or install an older nvidia-cuda-nvrtc."
         ) from None
+
+
+def _fill(kernel, loaded):
+    """Copy the values that `kernel.fill` was given into the module's constants, unless they are there already."""
+    for name, values in kernel.filled.items():
+        if loaded.filled.get(name) is values:
+            continue
+        _, library = driver.cuKernelGetLibrary(driver.CUkernel(loaded.handle))
+        symbol = loaded.constants[name]
+        status, address, size = driver.cuLibraryGetGlobal(
+            library, symbol if isinstance(symbol, bytes) else symbol.encode()
+        )
+        if status != driver.CUresult.CUDA_SUCCESS:
+            raise KernelError(f"{kernel.name}: the GPU's driver does not find the constant {name} ({status})")
+        if size != values.nbytes:
+            raise ValueError(
+                f"{kernel.name}: {name}: the constant has {size:,} bytes, the values given {values.nbytes:,}"
+            )
+        (status,) = driver.cuMemcpyHtoD(address, values.ctypes.data, size)
+        if status != driver.CUresult.CUDA_SUCCESS:
+            raise KernelError(f"{kernel.name}: the GPU's driver does not fill the constant {name} ({status})")
+        loaded.filled[name] = values
 
 
 def _opt_in(kernel, loaded, shared_bytes, device):
@@ -159,10 +207,11 @@ def _arch(device):
 @functools.cache
 def _headers():
     """Where cuda_fp16.h, mma.h and the others come from: NVRTC brings its own since 13.3, before that it is told."""
+    library = pathfinder.locate_nvidia_header_directory("cccl")  # what cooperative groups need, where it is installed
     if nvrtc_version() >= (13, 3):
-        return {"use_bundled_headers": True}
-    located = pathfinder.locate_nvidia_header_directory("cudart")
-    return {"include_path": located.abs_path} if located else {}
+        return {"use_bundled_headers": True, **({"include_path": library.abs_path} if library else {})}
+    located = [at.abs_path for at in (pathfinder.locate_nvidia_header_directory("cudart"), library) if at]
+    return {"include_path": located} if located else {}
 
 
 def nvrtc_version():
@@ -179,22 +228,35 @@ def _read_signature(cubin):
     """((kind, code, size), ...) from the table in the binary."""
     at = cubin.find(_MARK) + len(_MARK)
     (count,) = struct.unpack_from("<i", cubin, at)
-    entries = struct.iter_unpack("<ccH", cubin[at + 4 : at + 4 + 4 * count])
+    entries = struct.iter_unpack("<cc2xI", cubin[at + 4 : at + 4 + 8 * count])
     return tuple((kind.decode(), code.decode().strip("\0"), size) for kind, code, size in entries)
 
 
 def _readable(log, source, name, arch):
-    """NVRTC's log in the form of the other compilers' messages: the learner's line, its text, a caret."""
+    """NVRTC's log in the form of the other compilers' messages, the learner's line, its text, a caret; and the lines."""
     if "--gpu-architecture" in log:
-        return f"this NVRTC ({_version_text()}) does not know the architecture {arch!r}"
-    messages, lines = [], log.splitlines()
+        return (f"this NVRTC ({_version_text()}) does not know the architecture {arch!r}",)
+    if missing := _NEEDS_LIBRARY.search(log):
+        return (
+            f"cooperative groups and cuda:: need CUDA's C++ headers ({missing[1]}), which PyTorch does not bring: "
+            f"`pip install nvidia-cuda-cccl=={_version_text()}.*`",
+        )
+    if unresolved := _UNRESOLVED.search(log):
+        function = unresolved[2][: int(unresolved[1])]
+        return f"{function} is declared but not defined", (), function
+    messages, lines, wrong = [], log.splitlines(), []
     for number, text in enumerate(lines):
         match = _NVRTC_ERROR.match(text)
         if match and match["file"] == "kernel.cu":
             caret = next((line for line in lines[number + 1 : number + 4] if line.strip() == "^"), "")
             column = max(0, caret.find("^") - 1)  # NVRTC indents by two, point_at counts from one
             messages.append(point_at(source, int(match["line"]), match["message"], column))
+            wrong.append(int(match["line"]))
         elif match and match["file"] not in ("signature", "__nv_name_map"):
             messages.append(text)
+            wrong.append(0)
     # what is left are complaints about our own table: the kernel that it asks for does not exist
-    return "\n".join(messages[:3]) or f"the source has no kernel {name!r}, or its template arguments do not fit"
+    if line := host_line(source, wrong):
+        return point_at(source, line, FOR_HOST), wrong
+    text = "\n".join(messages[:3]) or f"the source has no kernel {name!r}, or its template arguments do not fit"
+    return text, wrong

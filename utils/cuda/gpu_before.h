@@ -21,6 +21,7 @@ typedef signed char int8_t;      typedef unsigned char uint8_t;
 typedef short int16_t;           typedef unsigned short uint16_t;
 typedef int int32_t;             typedef unsigned int uint32_t;
 typedef long long int64_t;       typedef unsigned long long uint64_t;
+typedef unsigned int uint;       typedef unsigned short ushort;        typedef unsigned long ulong;
 typedef long long intptr_t;      typedef unsigned long long uintptr_t;
 
 // A table of a kernel's arguments, filled in by the compiler. Parsing the parameter list instead would miss typedefs, macros
@@ -43,7 +44,7 @@ COURSE_POINTEE(uint2, 'I') COURSE_POINTEE(uint4, 'I') COURSE_POINTEE(__half2, 'e
 template <class T> struct bytes { static constexpr unsigned value = sizeof(T); };
 template <> struct bytes<void> { static constexpr unsigned value = 1; };
 
-struct entry { char kind, code; unsigned short size; };
+struct entry { char kind, code; unsigned size; };
 template <class T> struct describe { static constexpr entry is = {'s', code<T>::value, bytes<T>::value}; };
 template <class T> struct describe<T*> { static constexpr entry is = {'p', pointee<T>::value, bytes<T>::value}; };
 template <class T> struct describe<const T*> { static constexpr entry is = {'c', pointee<T>::value, bytes<T>::value}; };

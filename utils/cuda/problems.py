@@ -1,4 +1,5 @@
 """What a kernel did wrong, in sentences."""
+
 import struct
 from collections import namedtuple
 from dataclasses import dataclass
@@ -7,14 +8,35 @@ from .source import uses_dynamic_shared
 
 # As struct Problem in runtime/problems.h.
 RECORD = struct.Struct("=9iI2Qq3I96s4x")
-Record = namedtuple("Record", "kind line1 line2 access1 access2 region size thread1 thread2 count place1 place2 offset "
-                              "block_x block_y block_z text")
-KINDS = {1: "out of bounds", 2: "null pointer", 3: "misaligned", 4: "write to const", 5: "unwritten shared memory",
-         6: "race", 7: "race between blocks", 8: "async copy", 9: "async copy", 10: "barrier", 11: "deadlock",
-         12: "shuffle", 13: "shuffle", 14: "shuffle", 15: "stack overflow", 16: "assert", 17: "shared memory"}
-DYNAMIC = "dynamic shared memory"           # as scheduler.h names it
-READS = ("reads", "writes", "updates atomically", "", "writes (cp.async)")
-READ = ("read", "write", "atomic", "", "write")
+Record = namedtuple(
+    "Record",
+    "kind line1 line2 access1 access2 region size thread1 thread2 count place1 place2 offset "
+    "block_x block_y block_z text",
+)
+KINDS = {
+    1: "out of bounds",
+    2: "null pointer",
+    3: "misaligned",
+    4: "write to const",
+    5: "unwritten shared memory",
+    6: "race",
+    7: "race between blocks",
+    8: "async copy",
+    9: "async copy",
+    10: "barrier",
+    11: "deadlock",
+    12: "shuffle",
+    13: "shuffle",
+    14: "shuffle",
+    15: "stack overflow",
+    16: "assert",
+    17: "shared memory",
+    18: "division by zero",
+}
+CAUSES = ("barrier", "deadlock")
+DYNAMIC = "dynamic shared memory"  # as scheduler.h names it
+READS = ("reads", "writes", "updates atomically", "", "writes (cp.async)", "updates atomically")
+READ = ("read", "write", "atomic", "", "write", "atomic")
 
 
 @dataclass(frozen=True)
@@ -32,27 +54,39 @@ class Problem:
 class Writer:
     """Turns the runtime's records into `Problem`s. `regions` maps a number to (name, bytes, element, is shared)."""
 
-    def __init__(self, kernel, lines, block, regions):
-        self.source, self.lines, self.block, self.regions = kernel.source.split("\n"), lines, block, regions
+    def __init__(self, kernel, places, block, regions):
+        self.source, self.places, self.block, self.regions = kernel.source.split("\n"), places, block, regions
         self.hint = ""
         if uses_dynamic_shared(kernel.source) and DYNAMIC not in [name for name, *_ in regions.values()]:
-            self.hint = f"; this launch gives the block no dynamic shared memory: {kernel.name}[grid, block, shared_bytes]"
+            self.hint = (
+                f"; this launch gives the block no dynamic shared memory: {kernel.name}[grid, block, shared_bytes]"
+            )
 
     def problems(self, data):
-        """One problem for each kind and pair of lines, in the order they were found."""
+        """One problem for each kind and pair of lines, in the order they were found, but causes first: what a barrier
+        that not all reach did not order is found as a race before the barrier is."""
         merged = {}
         for record in map(Record._make, RECORD.iter_unpack(data)):
-            line1 = record.line1 or self.lines.get(record.place1, 0)
-            line2 = record.line2 or self.lines.get(record.place2, 0)
-            pair = (record.kind, *sorted((line1, line2)), record.region)
+            pair = (record.kind, *sorted(self.lines(record)), record.region)
             first, count = merged.get(pair, (record, 0))
             merged[pair] = first, count + record.count
-        return [self.problem(record, count) for record, count in merged.values()]
+        found = [self.problem(record, count) for record, count in merged.values()]
+        return sorted(found, key=lambda problem: problem.kind not in CAUSES)
+
+    def lines(self, r):
+        return tuple(
+            line or self.places.get(place, (0, 0))[0] for line, place in ((r.line1, r.place1), (r.line2, r.place2))
+        )
 
     def problem(self, r, count):
-        line = r.line1 or self.lines.get(r.place1, 0)
-        message = getattr(self, "_" + {8: "not_waited", 9: "at_exit", 12: "not_in_mask", 13: "from_exited",
-                                       14: "own_lane"}.get(r.kind, KINDS[r.kind].replace(" ", "_")))(r)
+        line, _ = self.lines(r)
+        message = getattr(
+            self,
+            "_"
+            + {8: "not_waited", 9: "at_exit", 12: "not_in_mask", 13: "from_exited", 14: "own_lane"}.get(
+                r.kind, KINDS[r.kind].replace(" ", "_")
+            ),
+        )(r)
         return Problem(KINDS[r.kind], line, message + (f" ({count:,} times)" if count > 1 else ""))
 
     # ---- parts of a sentence
@@ -63,10 +97,10 @@ class Writer:
         return f"at line {line}: `{self.source[line - 1].strip()}`"
 
     def first_at(self, r):
-        return self.at(r.line1 or self.lines.get(r.place1, 0))
+        return self.at(self.lines(r)[0])
 
     def second_at(self, r):
-        return self.at(r.line2 or self.lines.get(r.place2, 0))
+        return self.at(self.lines(r)[1])
 
     def thread(self, number):
         x, y, _ = self.block
@@ -96,8 +130,7 @@ class Writer:
         if r.region < 0:
             return f"OUT OF BOUNDS {READ[r.access1]} of {r.size} bytes, far from every array, {who}{self.hint}"
         name, size, element, _ = self.regions[r.region]
-        extent = (f"it has {size:,} bytes" if name == DYNAMIC
-                  else f"{name} has {size // element:,} elements")
+        extent = f"it has {size:,} bytes" if name == DYNAMIC else f"{name} has {size // element:,} elements"
         return f"OUT OF BOUNDS {READ[r.access1]} of {r.size} bytes at {self.element(r)}, but {extent}, {who}"
 
     def _null_pointer(self, r):
@@ -105,16 +138,19 @@ class Writer:
 
     def _misaligned(self, r):
         name = self.regions[r.region][0]
-        return (f"MISALIGNED {READ[r.access1]} of {r.size} bytes at byte {r.offset} of {name}, which is no multiple "
-                f"of {r.size}, by {self.who(r)}, {self.first_at(r)}")
+        return (
+            f"MISALIGNED {READ[r.access1]} of {r.size} bytes at byte {r.offset} of {name}, which is no multiple "
+            f"of {r.size}, by {self.who(r)}, {self.first_at(r)}"
+        )
 
     def _write_to_const(self, r):
-        return (f"WRITE TO A CONST ARRAY at {self.element(r)} by {self.who(r)}, "
-                f"{self.first_at(r)}")
+        return f"WRITE TO A CONST ARRAY at {self.element(r)} by {self.who(r)}, {self.first_at(r)}"
 
     def _unwritten_shared_memory(self, r):
-        return (f"UNWRITTEN SHARED MEMORY: {self.who(r)} reads {self.element(r)}, which no "
-                f"thread of the block has written, {self.first_at(r)}")
+        return (
+            f"UNWRITTEN SHARED MEMORY: {self.who(r)} {READS[r.access1]} {self.element(r)}, which no "
+            f"thread of the block has written, {self.first_at(r)}"
+        )
 
     def _race(self, r):
         same_warp = r.thread1 // 32 == r.thread2 // 32
@@ -125,29 +161,36 @@ class Writer:
         else:
             between = "with no __syncthreads() between them"
         place = "" if self.regions[r.region][3] else "global "
-        return (f"RACE on {place}{self.element(r)}: {self.thread(r.thread1)} {READS[r.access1]} {self.first_at(r)}\n"
-                f"  and {self.thread(r.thread2)} {READS[r.access2]} {self.second_at(r)}\n"
-                f"  {between}, in {self.where(r)}")
+        return (
+            f"RACE on {place}{self.element(r)}: {self.thread(r.thread1)} {READS[r.access1]} {self.first_at(r)}\n"
+            f"  and {self.thread(r.thread2)} {READS[r.access2]} {self.second_at(r)}\n"
+            f"  {between}, in {self.where(r)}"
+        )
 
     def _race_between_blocks(self, r):
-        return (f"RACE BETWEEN BLOCKS on global {self.element(r)}: {self.where(r)} {READS[r.access1]} "
-                f"{self.first_at(r)}\n"
-                f"  and an earlier block {READS[r.access2]} {self.second_at(r)}\n"
-                "  Blocks of one launch have no order: use an atomic, or two launches")
+        return (
+            f"RACE BETWEEN BLOCKS on global {self.element(r)}: {self.where(r)} {READS[r.access1]} "
+            f"{self.first_at(r)}\n"
+            f"  and an earlier block {READS[r.access2]} {self.second_at(r)}\n"
+            "  Blocks of one launch have no order: use an atomic, or two launches"
+        )
 
     def _not_waited(self, r):
-        return (f"ASYNC COPY NOT WAITED FOR: {self.who(r)} {READS[r.access1]} {self.element(r)} "
-                f"while a cp.async into it is under way, {self.first_at(r)}. Commit it, wait for it "
-                "(__pipeline_wait_prior), then __syncthreads()")
+        return (
+            f"ASYNC COPY NOT WAITED FOR: {self.who(r)} {READS[r.access1]} {self.element(r)} "
+            f"while a cp.async into it is under way, {self.first_at(r)}. Commit it, wait for it "
+            "(__pipeline_wait_prior), then __syncthreads()"
+        )
 
     def _at_exit(self, r):
-        return (f"ASYNC COPY NOT WAITED FOR: {self.who(r)} returns while its copy is under way, "
-                f"{self.first_at(r)}")
+        return f"ASYNC COPY NOT WAITED FOR: {self.who(r)} returns while its copy is under way, {self.first_at(r)}"
 
     def _barrier(self, r):
         begin = f"BARRIER NOT REACHED BY ALL in {self.where(r)}: {self.thread(r.thread1)} waits {self.at(r.line1)}\n  "
         if not r.line2:
             return begin + f"but {self.thread(r.thread2)} has already returned"
+        if r.line2 == r.line1:
+            return begin + f"but {self.thread(r.thread2)} waits at another barrier of that line"
         return begin + f"but {self.thread(r.thread2)} waits {self.at(r.line2)}"
 
     def _deadlock(self, r):
@@ -159,27 +202,40 @@ class Writer:
 
     def _not_in_mask(self, r):
         name, mask = self.text(r)
-        return (f"SHUFFLE OUT OF THE MASK: {self.who(r)} reads lane {r.thread2} in {name}, but the "
-                f"mask 0x{mask} does not have that lane, {self.first_at(r)}")
+        return (
+            f"SHUFFLE OUT OF THE MASK: {self.who(r)} reads lane {r.thread2} in {name}, but the "
+            f"mask 0x{mask} does not have that lane, {self.first_at(r)}"
+        )
 
     def _from_exited(self, r):
         name, _ = self.text(r)
-        return (f"SHUFFLE FROM A MISSING LANE: {self.who(r)} reads lane {r.thread2} in {name}, which has "
-                f"returned or does not exist in this block, {self.first_at(r)}")
+        return (
+            f"SHUFFLE FROM A MISSING LANE: {self.who(r)} reads lane {r.thread2} in {name}, which has "
+            f"returned or does not exist in this block, {self.first_at(r)}"
+        )
 
     def _own_lane(self, r):
         name, mask = self.text(r)
-        return (f"WRONG MASK: {self.who(r)} calls {name} with the mask 0x{mask}, which does not have "
-                f"its own lane {r.thread1 % 32}, {self.first_at(r)}")
+        return (
+            f"WRONG MASK: {self.who(r)} calls {name} with the mask 0x{mask}, which does not have "
+            f"its own lane {r.thread1 % 32}, {self.first_at(r)}"
+        )
 
     def _stack_overflow(self, r):
-        return (f"STACK OVERFLOW: the local variables of {self.who(r)} take more than 96 KB"
-                f"{', ' + self.first_at(r) if r.place1 else ''}; look for large local arrays or unbounded recursion")
+        return (
+            f"STACK OVERFLOW: the local variables of {self.who(r)} take more than 96 KB"
+            f"{', ' + self.first_at(r) if r.place1 else ''}; look for large local arrays or unbounded recursion"
+        )
 
     def _assert(self, r):
         expression = r.text.split(b"\0")[0].decode(errors="replace")
         return f"ASSERT failed: {expression} by {self.who(r)}, {self.first_at(r)}"
 
+    def _division_by_zero(self, r):
+        return f"INTEGER DIVISION BY ZERO by {self.who(r)}, {self.first_at(r)}; on a GPU its result is undefined"
+
     def _shared_memory(self, r):
-        return ("TOO MUCH SHARED MEMORY: a block has at most 48 KB in declared arrays (more must be `extern "
-                "__shared__`), 227 KB in all, and here at most 16 arrays")
+        return (
+            "TOO MUCH SHARED MEMORY: a block has at most 48 KB in declared arrays (more must be `extern "
+            "__shared__`), 227 KB in all, and here at most 256 arrays"
+        )

@@ -37,8 +37,10 @@ enum { CHECKED = 0 };
 #include "runtime/problems.h"
 #ifdef CU_CHECKED
 #include "runtime/memory.h"
+#include "runtime/trace.h"
 #include "runtime/races.h"
 #include "runtime/traffic.h"
+#include "runtime/workers.h"
 #include "runtime/pairing.h"
 #else
 #include "runtime/unchecked.h"

@@ -1,22 +1,31 @@
 """What has to be known about a CUDA source before a C++ compiler sees it: its kernels, and its shared arrays."""
+
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
-SKIPPED = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'', re.DOTALL)
-KERNEL = re.compile(r"\b__global__\b(?:[^;{}()]|__launch_bounds__\s*\([^)]*\))*?\b(\w+)\s*\((?<!__launch_bounds__\()")
-SHARED = re.compile(r"\b__shared__\b\s*([^;]+);")
-EXTERN_SHARED = re.compile(r"\bextern\s+__shared__\s+([^;]+);")
-INITIALISED = re.compile(r"(?<![=<>!])=(?!=)|\{")
-# Headers of the host's C library and of the CUDA runtime. What a kernel can use of them is built in, here and on a GPU.
-HOST_INCLUDE = re.compile(
-    r"^[ \t]*#[ \t]*include[ \t]*[<\"](?:(?:assert|float|limits|math|stddef|stdint|stdio|stdlib|string)\.h"
-    r"|c(?:assert|float|limits|math|stddef|stdint|stdio|stdlib|string)"
-    r"|cuda\.h|cuda_runtime(?:_api)?\.h|device_launch_parameters\.h)[>\"]", re.MULTILINE)
+from .errors import CompileError
+from .ptx import translated
+from .structure import blocks, scope_at
+from .text import blank, closing, line_at, point_at, split_at_commas
+
+HEADERS = Path(__file__).with_name("include")
+IN_BRACKETS = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
+KERNEL = re.compile(rf"\b__global__\b(?:[^;{{}}()]|\b__\w+__\s*{IN_BRACKETS})*?\b(?!__\w+__\b)(\w+)\s*\(")
+TEMPLATE = re.compile(r"\btemplate\s*<([^;{}]*)>[\s\w\"]*$")
 ALIGNMENT = re.compile(r"\b(?:__align__|alignas|__attribute__)\s*\((?:[^()]|\([^()]*\))*\)")
-
-
-class CompileError(Exception):
-    """The source cannot be compiled. The text points at the line of the source."""
+# `static __shared__ float s[4]`, `float __shared__ s[4]`: words of the declaration may stand before __shared__.
+SHARED = re.compile(rf"(?:(?:\w+(?:::\w+)*(?:<[^;{{}}()\n]*>)?|{ALIGNMENT.pattern})[ \t]+)*(?P<word>\b__shared__\b)")
+EXTERN_SHARED = re.compile(r"\bextern\b[^;{}]*\b__shared__\s[^;]*;|\b__shared__\s[^;{}]*\bextern\b[^;]*;")
+INITIALISED = re.compile(r"(?<![=<>!])=(?!=)|\{")
+INCLUDE = re.compile(r"^[ \t]*#[ \t]*include[ \t]*([<\"])([^>\"\n]*)[>\"]", re.MULTILINE)
+# Headers of the host's C library and of the CUDA runtime. What a kernel can use of them is built in, here and on a GPU.
+HOST_HEADER = re.compile(
+    r"(?:assert|float|limits|math|stddef|stdint|stdio|stdlib|string)\.h"
+    r"|c(?:assert|float|limits|math|stddef|stdint|stdio|stdlib|string)"
+    r"|cuda\.h|cuda_runtime(?:_api)?\.h|device_launch_parameters\.h|builtin_types\.h|vector_(?:types|functions)\.h"
+    r"|device_functions\.h|sm_\w+_intrinsics\.h|math_functions\.h"
+)
 
 
 @dataclass(frozen=True)
@@ -25,40 +34,18 @@ class KernelSource:
 
     name: str
     line: int
-    is_template: bool
+    template: tuple  # its template parameters, as ("int D", "bool CAUSAL = false")
     declarations: tuple
     parameters: tuple
 
+    @property
+    def is_template(self):
+        return bool(self.template)
 
-def blank(source):
-    """The source with comments and literals replaced by spaces: same length, same lines, nothing to trip over."""
-    return SKIPPED.sub(lambda m: re.sub(r"[^\n]", " ", m.group()), source)
-
-
-def line_at(source, position):
-    return source.count("\n", 0, position) + 1
-
-
-def split_at_commas(text):
-    """Split at the commas that stand in no bracket."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character in "<([{") - (character in ">)]}")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts if part.strip()]
-
-
-def closing(text, position):
-    """Position of the bracket that closes the one at `position`."""
-    depth = 0
-    for i in range(position, len(text)):
-        depth += (text[i] == "(") - (text[i] == ")")
-        if depth == 0:
-            return i
-    return len(text)
+    @property
+    def needs_arguments(self):
+        """Whether a template parameter has no default."""
+        return any("=" not in parameter and "..." not in parameter for parameter in self.template)
 
 
 def unclosed_brace(source):
@@ -72,7 +59,7 @@ def unclosed_brace(source):
         return None
 
     def indentation(position):
-        line = bare[bare.rfind("\n", 0, position) + 1:]
+        line = bare[bare.rfind("\n", 0, position) + 1 :]
         return len(line) - len(line.lstrip(" \t"))
 
     for brace in re.finditer(r"[{}]", bare):
@@ -88,16 +75,19 @@ def unclosed_brace(source):
 def find_kernels(source):
     """All `__global__` functions of a source, in order, as `KernelSource`; one that is declared first counts once."""
     bare, kernels = blank(source), {}
+    all_blocks = blocks(bare)
     for match in KERNEL.finditer(bare):
-        name, start = match.group(1), match.end() - 1
-        if name == "__launch_bounds__":
-            continue
-        declarations = split_at_commas(bare[start + 1:closing(bare, start)])
+        start = match.end() - 1
+        name = "::".join((*scope_at(all_blocks, match.start()), match.group(1)))
+        declarations = split_at_commas(bare[start + 1 : closing(bare, start)])
         declarations = tuple(" ".join(d.split("=")[0].split()) for d in declarations if d != "void")
         parameters = tuple(re.sub(r"\[.*", "", d).split()[-1].lstrip("*&") for d in declarations)
-        before = bare[:match.start()].rstrip()
-        is_template = before.endswith(">") and re.search(r"\btemplate\s*<[^;{}]*>$", before) is not None
-        kernels[name] = KernelSource(name, line_at(bare, match.start()), is_template, declarations, parameters)
+        head = TEMPLATE.search(bare, max(bare.rfind(c, 0, match.start()) for c in ";}") + 1, match.start())
+        template = tuple(split_at_commas(head.group(1))) if head else ()
+        known = kernels.get(name)
+        if known and known.template and all("=" not in parameter for parameter in template):
+            template = known.template  # its defaults stand where it is declared first
+        kernels[name] = KernelSource(name, line_at(bare, match.start()), template, declarations, parameters)
     return list(kernels.values())
 
 
@@ -109,40 +99,76 @@ def choose_kernel(source, name):
     names = ", ".join(k.name for k in kernels)
     if name is None and len(kernels) > 1:
         raise CompileError(f"the source has {len(kernels)} kernels ({names}): say which one with name=")
-    chosen = [k for k in kernels if name in (None, k.name)]
+    chosen = [k for k in kernels if name in (None, k.name)] or [k for k in kernels if k.name.endswith(f"::{name}")]
     if not chosen:
         raise CompileError(f"the source has no kernel called {name!r}; it has {names}")
+    if len(chosen) > 1:
+        raise CompileError(
+            f"the source has {len(chosen)} kernels called {name!r} ({', '.join(k.name for k in chosen)})"
+        )
     return chosen[0]
 
 
 def instance(kernel, template):
     """The C++ name of the kernel with its template arguments: `flash_fwd<64>`."""
     template = template if isinstance(template, (tuple, list)) else (template,)
-    if kernel.is_template and not template:
+    if kernel.needs_arguments and not template:
         raise CompileError(f"{kernel.name} is a template: give its arguments, as in template=(64,)")
     if template and not kernel.is_template:
         raise CompileError(f"{kernel.name} is not a template, but template={tuple(template)!r} was given")
     words = [str(t).lower() if isinstance(t, bool) else str(t) for t in template]
-    return f"{kernel.name}<{', '.join(words)}>" if words else kernel.name
+    return f"{kernel.name}<{', '.join(words)}>" if kernel.is_template else kernel.name
 
 
-def without_host_includes(source):
-    """The source without `#include <math.h>` and its like; line numbers stay."""
-    return HOST_INCLUDE.sub("", source)
+def without_includes(source, is_kept):
+    """The source without the headers that a kernel does not have; line numbers stay.
+
+    is_kept: whether to leave a header of this name, `cuda_fp16.h`, to the compiler. Returns the source, and (line, text)
+    of each header that was taken out and whose content is not built in.
+    """
+    bare, kept, skipped, at = blank(source), [], [], 0
+    for match in INCLUDE.finditer(source):
+        if bare[match.start() : match.start(1)].strip() == "" or is_kept(match.group(2)):  # in a comment, or available
+            continue
+        kept.append(source[at : match.start()])
+        at = match.end()
+        if not HOST_HEADER.fullmatch(match.group(2)):
+            skipped.append((line_at(source, match.start()), match.group().strip()))
+    return "".join([*kept, source[at:]]), skipped
+
+
+def note_of_includes(skipped):
+    """A line about headers that were taken out: what is missing may be theirs."""
+    if not skipped:
+        return ""
+    what = ", ".join(f"{text} (line {line})" for line, text in skipped[:4])
+    return f"\nnot read: {what}: a kernel has no C++ library and no files of a project; paste what it needs of them"
+
+
+def _is_ours(header):
+    return (HEADERS / header).is_file()
+
+
+def skipped_includes(source):
+    """(line, text) of each header that is taken out for the CPU and whose content is not built in."""
+    return without_includes(source, _is_ours)[1]
 
 
 def for_cpu(source, checked):
-    """The source with the two spellings rewritten that plain C++ has no word for. Line numbers stay."""
-    source = without_host_includes(source)
+    """The source with its declarations of shared memory rewritten, for which plain C++ has no word. Line numbers stay."""
+    source, _ = without_includes(source, _is_ours)
+    source = translated(source)
     bare, edits = blank(source), []
-    for match in EXTERN_SHARED.finditer(bare):
-        edits.append((match.span(), _dynamic_array(source, bare, match)))
-    dynamic = [span for span, _ in edits]
     for match in SHARED.finditer(bare):
-        inside = any(start <= match.start() < end for start, end in dynamic)
-        if checked and not inside:
-            edits.append((match.span(), _static_arrays(source, bare, match)))
-    for (start, end), text in sorted(edits, reverse=True):
+        end = _end_of_declaration(bare, match.end())
+        words = (bare[match.start() : match.start("word")] + bare[match.end("word") : end]).split()
+        is_dynamic = "extern" in words
+        declaration = " ".join(word for word in words if word not in ("extern", "static"))
+        type_, variables = _shared_or_refuse(source, bare, match.start(), declaration)
+        make = _dynamic_array if is_dynamic else _static_array
+        text = "".join(make(type_, name, size, checked) for name, size in variables)
+        edits.append((match.start(), end + 1, text))
+    for start, end, text in reversed(edits):
         source = source[:start] + text + "\n" * source.count("\n", start, end) + source[end:]
     return source
 
@@ -151,10 +177,22 @@ def uses_dynamic_shared(source):
     return EXTERN_SHARED.search(blank(source)) is not None
 
 
+def _end_of_declaration(bare, position):
+    """Position of the `;` that ends a declaration, which may hold the body of a union."""
+    depth = 0
+    for i in range(position, len(bare)):
+        depth += (bare[i] == "{") - (bare[i] == "}")
+        if bare[i] == ";" and depth == 0 or depth < 0:
+            return i
+    return len(bare)
+
+
 def _declared(declaration):
     """`float a[4][4], b[4]` -> (`float`, [(`a`, `[4][4]`), (`b`, `[4]`)]), or None if it does not look like that."""
-    type_, variables = None, []
-    for part in split_at_commas(" ".join(ALIGNMENT.sub(" ", declaration).split())):
+    declaration = " ".join(ALIGNMENT.sub(" ", declaration).split())
+    body = declaration.rfind("}") + 1  # of a union or struct that is declared here
+    type_, variables = declaration[:body] or None, []
+    for part in split_at_commas(declaration[body:]):
         match = re.fullmatch(r"(.*?)\b(\w+)\s*((?:\[.*\])?)", part)
         if not match:
             return None
@@ -163,32 +201,37 @@ def _declared(declaration):
     return (type_, variables) if type_ and variables else None
 
 
-def _shared_or_refuse(source, bare, match):
-    line = line_at(bare, match.start())
-    if bare.count("{", 0, match.start()) == bare.count("}", 0, match.start()):
+def _shared_or_refuse(source, bare, position, declaration):
+    line = line_at(bare, position)
+    if bare.count("{", 0, position) == bare.count("}", 0, position):
         raise CompileError(point_at(source, line, "declare shared memory inside the kernel that uses it"))
-    without_sizes = re.sub(r"\[[^\]]*\]", "", match.group(1))
-    if INITIALISED.search(without_sizes):
+    without_sizes = re.sub(r"\[[^\]]*\]", "", declaration)
+    if INITIALISED.search(re.sub(r"^[^{=]*\b(?:union|struct)\b[^{=]*\{.*\}", "", without_sizes)):
         raise CompileError(point_at(source, line, "shared memory cannot be initialised in its declaration"))
-    declared = _declared(match.group(1))
+    declared = _declared(declaration)
     if declared is None:
         raise CompileError(point_at(source, line, "this declaration of shared memory is not understood"))
     return declared
 
 
-def _dynamic_array(source, bare, match):
-    type_, ((name, _), *_) = _shared_or_refuse(source, bare, match)
-    return f"{type_}* {name} = ({type_}*)cu_dynamic_shared();"
+def _dynamic_array(type_, name, size, _):
+    """`float s[][33]` becomes a pointer to rows."""
+    rows = size[size.find("]") + 1 :]
+    return f"typedef {type_} cu_type_{name}{rows}; cu_type_{name}* {name} = (cu_type_{name}*)cu_dynamic_shared(); "
 
 
-def _static_arrays(source, bare, match):
-    """In the checked build a shared array is a reference into guarded memory, known to the runtime by name."""
-    type_, variables = _shared_or_refuse(source, bare, match)
-    return "".join(
-        f"typedef {type_} cu_type_{name}{size}; static CuSharedArray cu_array_{name}; "
-        f"cu_type_{name}& {name} = *(cu_type_{name}*)cu_static_shared(&cu_array_{name}, \"{name}\", "
-        f"sizeof(cu_type_{name}), CuElement<cu_type_{name}>::size); "
-        for name, size in variables)
+def _static_array(type_, name, size, checked):
+    """A shared array is a reference into memory: guarded, and known to the runtime by name, or a thread's of the system,
+    which runs one block at a time."""
+    of_type = f"cu_type_{name}"
+    if checked:
+        memory = f"static CuSharedArray cu_array_{name};"
+        about = f"sizeof({of_type}), CuElement<{of_type}>::size, CuElement<{of_type}>::shape"
+        address = f'cu_static_shared(&cu_array_{name}, "{name}", {about})'
+    else:
+        memory = f"static CU_BLOCK_MEMORY unsigned char cu_array_{name}[sizeof({of_type})];"
+        address = f"cu_array_{name}"
+    return f"typedef {type_} {of_type}{size}; {memory} {of_type}& {name} = *({of_type}*){address}; "
 
 
 def cell_shift(source):
@@ -199,13 +242,3 @@ def cell_shift(source):
     if re.search(r"\b(?:half2?|__half2?|(?:__)?nv_bfloat162?|short|u?int16_t)\b", bare):
         return 1
     return 2
-
-
-def point_at(source, line, message, column=None):
-    """A compiler's message with the line it is about."""
-    lines = source.split("\n")
-    text = lines[line - 1] if 0 < line <= len(lines) else ""
-    shown = f"line {line}: {message}\n{line:>5} | {text}"
-    if column and column <= len(text):
-        shown += "\n      | " + re.sub(r"[^\t]", " ", text[:column - 1]) + "^"
-    return shown

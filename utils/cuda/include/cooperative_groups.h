@@ -1,1 +1,2 @@
-#error CU_ONLY_ON_A_GPU
+#pragma once
+#include "cpu/groups.h"

@@ -14,11 +14,32 @@
 #include "cpu/sync.h"
 #include "cpu/atomics.h"
 #include "cpu/math.h"
+#include "cpu/integers.h"
 #include "cpu/vectors.h"
 #include "cpu/half.h"
 #include "cpu/pipeline.h"
 #include "cpu/wmma.h"
 #include "cpu/entry.h"
+// Hundreds of functions that few sources use: binary.py asks for them by their names.
+#ifdef CU_ROUNDING
+#include "cpu/rounding.h"
+#endif
+#ifdef CU_SIMD
+#include "cpu/simd.h"
+#endif
+#ifdef CU_PTX
+#include "cpu/ptx.h"
+#endif
+#ifdef CU_HALF_FUNCTIONS_TOO
+#include "cpu/half_functions.h"
+#endif
+
+#ifdef CU_CHECKED
+extern "C" void* cu_memcpy(void* to, const void* from, size_t n);
+extern "C" void* cu_memset(void* to, int value, size_t n);
+#define memcpy(...) cu_memcpy(__VA_ARGS__)
+#define memset(...) cu_memset(__VA_ARGS__)
+#endif
 
 // Inline PTX has no meaning here. The name is undeclared, so the compiler stops at the learner's line.
 #define asm CU_ONLY_ON_A_GPU

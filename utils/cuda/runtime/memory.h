@@ -8,7 +8,7 @@ struct Cell {
 };
 
 struct Region {                    // one array
-  char name[32];
+  const char* name;                // of a shared array; Python knows the others
   uint64_t low, bytes;
   int32_t writable, element;
   Cell* cell;
@@ -16,9 +16,11 @@ struct Region {                    // one array
   uint8_t *loaded, *stored;        // one bit for each 32-byte sector of a global array
   uint8_t* pending;                // one byte for each byte of a shared array: a cp.async is under way
   unsigned cell_shift;
+  CuShape shape;                   // of a shared array
 };
 
-enum { MAX_SHARED = 16, MAX_REGIONS = 48, GLOBAL = MAX_SHARED };      // shared arrays first, then global ones
+// Shared arrays first, then global ones: as many as a kernel can have parameters (arguments.py), and one.
+enum { MAX_SHARED = 256, GLOBAL = MAX_SHARED, MAX_REGIONS = GLOBAL + 4096 };
 static Region region[MAX_REGIONS];
 static int n_shared, n_regions = GLOBAL, last_global = GLOBAL;
 static bool is_shared(int r) { return r < GLOBAL; }
@@ -35,8 +37,10 @@ static unsigned shift_for(int element) { return element >= 4 ? 2 : element >= 2 
 
 static void add_region(int index, const char* name, void* p, size_t bytes, int element, int writable, unsigned shift) {
   Region* r = &region[index];
+  CuShape shape = r->shape;
   memset(r, 0, sizeof *r);
-  snprintf(r->name, sizeof r->name, "%s", name);
+  r->shape = shape;
+  r->name = name;
   r->low = (uint64_t)(uintptr_t)p;
   r->bytes = bytes;
   r->element = element;
@@ -64,25 +68,26 @@ static void free_region(Region* r) {
 // ---- shared memory: one arena, a guard band before and after every array, NaN until it is written
 
 enum { MOST_SHARED = 227 * 1024, MOST_STATIC = 48 * 1024 };      // bytes in a block, as on a GPU
-enum { ARENA_BYTES = 256 * 1024, GUARD = 1024, UNWRITTEN = 0xff };
+enum { GUARD = 1024, UNWRITTEN = 0xff, ARENA_BYTES = MOST_SHARED + MAX_SHARED * (GUARD + 128) + GUARD };
 static char arena[ARENA_BYTES] __attribute__((aligned(128)));
 static size_t arena_used, shared_bytes, static_bytes;
 
-static void* add_shared(const char* name, size_t bytes, int element, unsigned shift) {
+static void* add_shared(const char* name, size_t bytes, int element, unsigned shift, CuShape shape) {
   size_t padded = (bytes + 127) & ~(size_t)127;
   shared_bytes += bytes;
   if (n_shared == MAX_SHARED || shared_bytes > MOST_SHARED || arena_used + padded + 2 * GUARD > ARENA_BYTES) return 0;
   char* p = arena + arena_used + GUARD;
   arena_used += GUARD + padded;
+  region[n_shared].shape = shape;
   add_region(n_shared++, name, p, bytes, element, 1, shift);
   memset(p, UNWRITTEN, bytes);
   return p;
 }
 
-extern "C" void* cu_static_shared(CuSharedArray* array, const char* name, size_t bytes, size_t element) {
+extern "C" void* cu_static_shared(CuSharedArray* array, const char* name, size_t bytes, size_t element, CuShape shape) {
   if (array->launch == launch) return array->address;      // every thread of every block has the same one
   static_bytes += bytes;
-  array->address = static_bytes > MOST_STATIC ? 0 : add_shared(name, bytes, (int)element, shift_for((int)element));
+  array->address = static_bytes > MOST_STATIC ? 0 : add_shared(name, bytes, (int)element, shift_for((int)element), shape);
   array->launch = launch;
   if (array->address) return array->address;
   report(TOO_MUCH_SHARED, 0, 0);
@@ -174,6 +179,9 @@ static COLD void pending_touched(int r, uintptr_t x, unsigned size, AccessKind a
 
 // ---- the log of a fiber
 
+static void trace_value(Fiber* f, uint64_t address, unsigned size, AccessKind kind);      // trace.h
+static void settle(Fiber* f);
+
 enum { FIRST_LOG = 256, LONGEST_LOG = 16384 };      // records; a lane lets its warp catch up each time its log is full
 
 static COLD void make_room(Fiber* f) {
@@ -195,6 +203,7 @@ append(Fiber* f, uint64_t address, uint32_t place, unsigned r, unsigned size, Ac
   a->region = (uint16_t)r;
   a->size = (uint8_t)size;
   a->kind = kind;
+  if (RARELY(tracing)) trace_value(f, address, size, kind);
 }
 
 static inline __attribute__((always_inline)) void
@@ -241,6 +250,22 @@ static void on_range(uintptr_t x, size_t n, AccessKind kind, uintptr_t place) { 
 }
 extern "C" void __tsan_read_range(void* a, size_t n) { on_range((uintptr_t)a, n, LOAD, CALLER); }
 extern "C" void __tsan_write_range(void* a, size_t n) { on_range((uintptr_t)a, n, STORE, CALLER); }
+
+// What clang's callbacks do not see (assembly.py), and a kernel's own memcpy and memset (cuda_on_cpu.h).
+extern "C" void cu_log_copy(void* to, const void* from, size_t n) {
+  on_range((uintptr_t)from, n, LOAD, CALLER);
+  on_range((uintptr_t)to, n, STORE, CALLER);
+}
+extern "C" void cu_log_fill(void* to, size_t n) { on_range((uintptr_t)to, n, STORE, CALLER); }
+extern "C" void* cu_memcpy(void* to, const void* from, size_t n) {
+  on_range((uintptr_t)from, n, LOAD, CALLER);
+  on_range((uintptr_t)to, n, STORE, CALLER);
+  return memcpy(to, from, n);
+}
+extern "C" void* cu_memset(void* to, int value, size_t n) {
+  on_range((uintptr_t)to, n, STORE, CALLER);
+  return memset(to, value, n);
+}
 extern "C" void __tsan_func_entry(void*) {}
 extern "C" void __tsan_func_exit() {}
 extern "C" void __tsan_init() {}
@@ -286,4 +311,8 @@ static void begin_block() {
   n_pending = 0;
 }
 
-static void begin_barrier_interval() { epoch++; }
+static void trace_barrier();
+static void begin_barrier_interval() {
+  epoch++;
+  if (tracing) trace_barrier();
+}

@@ -4,7 +4,7 @@
 enum ProblemKind {
   OUT_OF_BOUNDS = 1, NULL_POINTER, MISALIGNED, WRITE_TO_CONST, UNWRITTEN_SHARED, RACE, RACE_BETWEEN_BLOCKS,
   ASYNC_NOT_WAITED, ASYNC_AT_EXIT, BARRIER, DEADLOCK, SHUFFLE_NOT_IN_MASK, SHUFFLE_FROM_EXITED, LANE_NOT_IN_MASK,
-  STACK_OVERFLOW, ASSERTION, TOO_MUCH_SHARED
+  STACK_OVERFLOW, ASSERTION, TOO_MUCH_SHARED, DIVISION_BY_ZERO
 };
 
 struct Problem {
@@ -16,12 +16,20 @@ struct Problem {
   char text[96];
 };
 
-enum { MAX_PROBLEMS = 64 };
+// A few places are kept for what stops the kernel: it is the last thing found, and often the cause of the others.
+enum { MAX_PROBLEMS = 64, KEPT_FREE = 4 };
 static PER_OS_THREAD Problem problems[MAX_PROBLEMS];
 static PER_OS_THREAD int n_problems;
+static PER_OS_THREAD bool more_problems;
 
-// A new problem to be filled in, or null if this one was seen before (then it is counted) or there are too many.
-static COLD Problem* report(ProblemKind kind, uint64_t place1, uint64_t place2, int line1 = 0, int line2 = 0) {
+static bool goes_on_after(ProblemKind kind) {
+  return kind == UNWRITTEN_SHARED || kind == RACE || kind == RACE_BETWEEN_BLOCKS || kind == ASYNC_NOT_WAITED;
+}
+
+// A new problem to be filled in, or null if this one was seen before (then it is counted) or there are too many (then
+// that is noted).
+static COLD Problem* report(ProblemKind kind, uint64_t place1, uint64_t place2, CuPlace call1 = 0, CuPlace call2 = 0) {
+  int line1 = call1.line, line2 = call2.line;
   for (int i = 0; i < n_problems; ++i) {
     Problem& p = problems[i];
     if (p.kind == kind && p.place1 == place1 && p.place2 == place2 && p.line1 == line1 && p.line2 == line2) {
@@ -29,7 +37,10 @@ static COLD Problem* report(ProblemKind kind, uint64_t place1, uint64_t place2, 
       return 0;
     }
   }
-  if (n_problems == MAX_PROBLEMS) return 0;
+  if (n_problems >= MAX_PROBLEMS - (goes_on_after(kind) ? KEPT_FREE : 0)) {
+    more_problems = true;
+    return 0;
+  }
   Problem* p = &problems[n_problems++];
   memset(p, 0, sizeof *p);
   p->kind = kind;
@@ -45,8 +56,8 @@ static COLD Problem* report(ProblemKind kind, uint64_t place1, uint64_t place2, 
 }
 
 // Two threads that wait for different things; line2 is 0 where the other one has returned.
-static void report_waiting(ProblemKind kind, const Fiber& a, const Fiber& b, const char* b_name, int b_line) {
-  Problem* p = report(kind, 0, 0, a.line, b_line);
+static void report_waiting(ProblemKind kind, const Fiber& a, const Fiber& b, const char* b_name, CuPlace b_place) {
+  Problem* p = report(kind, 0, 0, a.place, b_place);
   if (!p) return;
   p->thread1 = (int)a.id;
   p->thread2 = (int)b.id;

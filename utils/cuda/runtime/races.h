@@ -24,9 +24,11 @@ static COLD void report_unwritten(const Access& a, unsigned thread) {
   p->region = a.region;
   p->offset = (int64_t)(a.address - region[a.region].low);
   p->size = a.size;
+  p->access1 = a.kind;
   p->thread1 = (int)thread;
 }
 
+static inline bool is_atomic(AccessKind kind) { return kind == ATOMIC || kind == EXCHANGE; }
 static inline bool same_warp(unsigned a, unsigned b) { return a / WARP == b / WARP; }
 
 struct Actor { unsigned thread, warp_epoch; };
@@ -39,7 +41,7 @@ static inline bool ordered(Actor me, unsigned other, unsigned other_warp_epoch) 
 static inline bool by_earlier_block(uint32_t e) { return e >= launch_epoch && e < block_epoch; }
 
 static inline void judge_against_writer(const Cell& c, const Access& a, Actor me) {
-  bool both_atomic = a.kind == ATOMIC && c.atomic;
+  bool both_atomic = c.atomic && is_atomic(a.kind);
   AccessKind written = c.atomic ? ATOMIC : STORE;
   if (c.write_epoch == epoch) {
     if (!ordered(me, c.writer, c.writer_warp_epoch) && !both_atomic)
@@ -80,7 +82,7 @@ static inline void remember_reader(Cell& c, const Access& a, Actor me) {
 }
 
 static inline void judge(Cell& c, const Access& a, Actor me) {
-  if (a.kind == LOAD && is_shared(a.region) && c.write_epoch < block_epoch) report_unwritten(a, me.thread);
+  if ((a.kind == LOAD || a.kind == ATOMIC) && is_shared(a.region) && c.write_epoch < block_epoch) report_unwritten(a, me.thread);
   judge_against_writer(c, a, me);
   if (a.kind == LOAD) return remember_reader(c, a, me);
   judge_against_readers(c, a, me);
@@ -88,11 +90,12 @@ static inline void judge(Cell& c, const Access& a, Actor me) {
   c.write_place = a.place;
   c.writer = (uint16_t)me.thread;
   c.writer_warp_epoch = (uint16_t)me.warp_epoch;
-  c.atomic = a.kind == ATOMIC;
+  c.atomic = is_atomic(a.kind);
 }
 
 // One warp instruction on one region.
 static void judge_request(const Access* const* access, const unsigned* lane, unsigned n, unsigned warp) {
+  if (RARELY(tracing)) trace_request(access, lane, n, warp);
   Region& r = region[access[0]->region];
   size_t previous = ~(size_t)0;
   for (unsigned k = 0; k < n; ++k) {

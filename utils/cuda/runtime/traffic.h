@@ -11,22 +11,46 @@ struct Traffic {                   // of one place in the kernel on one region; 
   uint64_t requests, lanes, bytes, sectors, ideal_sectors, wavefronts, ideal_wavefronts;
 };
 
-enum { MAX_TRAFFIC = 4096 };       // a hash table
-static Traffic traffic[MAX_TRAFFIC];
+static Traffic* traffic;           // a hash table, twice as large when it is half full; free where there are no requests
+static uint32_t n_traffic, traffic_slots;
 static Traffic* last_traffic;
 
 static bool belongs(const Traffic& t, const Access& a) {
   return t.place == a.place && t.region == a.region && t.kind == a.kind;
 }
 
+static Traffic* slot_for(const Access& a) {
+  uint32_t h = a.place * 2654435761u + a.region * 40503u + a.kind;
+  Traffic* t = &traffic[h & (traffic_slots - 1)];
+  while (t->requests && !belongs(*t, a)) t = &traffic[++h & (traffic_slots - 1)];
+  return t;
+}
+
+static COLD void grow_traffic() {
+  Traffic* old = traffic;
+  uint32_t old_slots = traffic_slots;
+  traffic_slots = old_slots ? old_slots * 2 : 1024;
+  traffic = (Traffic*)calloc(traffic_slots, sizeof *traffic);
+  for (uint32_t i = 0; i < old_slots; ++i) {
+    if (!old[i].requests) continue;
+    Access a = {0, old[i].place, old[i].region, old[i].size, (AccessKind)old[i].kind};
+    *slot_for(a) = old[i];
+  }
+  free(old);
+}
+
+static COLD Traffic* new_traffic(const Access& a) {
+  if (n_traffic++ * 2 >= traffic_slots) grow_traffic();
+  Traffic* t = slot_for(a);
+  *t = {a.place, a.region, a.kind, a.size};
+  return last_traffic = t;
+}
+
 static Traffic* traffic_of(const Access& a) {
   if (last_traffic && belongs(*last_traffic, a)) return last_traffic;
-  uint32_t h = a.place * 2654435761u + a.region * 40503u + a.kind;
-  for (;; ++h) {
-    Traffic* t = &traffic[h % MAX_TRAFFIC];
-    if (!t->requests) *t = {a.place, a.region, a.kind, a.size};
-    if (belongs(*t, a)) return last_traffic = t;
-  }
+  if (!traffic_slots) return new_traffic(a);
+  Traffic* t = slot_for(a);
+  return last_traffic = t->requests ? t : new_traffic(a);
 }
 
 static unsigned wavefronts_of(const Access* const* access, unsigned n) {
@@ -59,7 +83,7 @@ static unsigned wavefronts_of(const Access* const* access, unsigned n) {
 }
 
 static void count_shared(Traffic* t, const Access* const* access, unsigned n) {
-  unsigned together = t->size <= 4 ? 32 : t->size == 8 ? 16 : 8;    // wide ones go half or quarter warp at a time
+  unsigned size = access[0]->size, together = size <= 4 ? 32 : size == 8 ? 16 : 8;    // wide ones go half or quarter warp at a time
   for (unsigned i = 0; i < n; i += together) {
     t->wavefronts += wavefronts_of(access + i, n - i < together ? n - i : together);
     t->ideal_wavefronts++;
@@ -74,7 +98,7 @@ static void count_global(Traffic* t, const Access* const* access, unsigned n) {
   unsigned n_sectors = 0;
   for (unsigned i = 0; i < n; ++i) {
     uint64_t s = (access[i]->address - r.low) / SECTOR;                 // an aligned access lies within one sector
-    if (access[i]->address != previous) distinct_bytes += t->size;
+    if (access[i]->address != previous) distinct_bytes += access[0]->size;
     previous = access[i]->address;
     if (n_sectors && s <= largest) {
       unsigned j = n_sectors;
@@ -97,20 +121,21 @@ static void count_request(const Access* const* access, unsigned n) {
   Traffic* t = traffic_of(*access[0]);
   t->requests++;
   t->lanes += n;
-  t->bytes += (uint64_t)n * t->size;
+  t->bytes += (uint64_t)n * access[0]->size;      // a struct is copied in pieces of several sizes
   if (is_shared(t->region)) count_shared(t, access, n);
   else count_global(t, access, n);
 }
 
 static void reset_traffic() {
-  memset(traffic, 0, sizeof traffic);
+  if (n_traffic) memset(traffic, 0, traffic_slots * sizeof *traffic);
+  n_traffic = 0;
   last_traffic = 0;
 }
 
 // Moves the used entries to the front, where Python reads them.
 EXPORT const Traffic* cu_traffic(int* n) {
   *n = 0;
-  for (int i = 0; i < MAX_TRAFFIC; ++i)
+  for (uint32_t i = 0; i < traffic_slots; ++i)
     if (traffic[i].requests) traffic[(*n)++] = traffic[i];
   return traffic;
 }

@@ -18,7 +18,7 @@ CU_POINTEE(__half2, 'e') CU_POINTEE(__nv_bfloat162, 'y')
 template <class T> struct CuSize { enum { value = sizeof(T) }; };
 template <> struct CuSize<void> { enum { value = 1 }; };
 
-struct CuArgument { char kind, code; unsigned short size; };      // 's' by value, 'p' pointer, 'c' pointer to const
+struct CuArgument { char kind, code; unsigned size; };      // 's' by value, 'p' pointer, 'c' pointer to const
 template <class T> struct CuDescribe { static constexpr CuArgument value = {'s', CuCode<T>::value, sizeof(T)}; };
 template <class T> struct CuDescribe<const T> : CuDescribe<T> {};
 template <class T> struct CuDescribe<T*> {
@@ -29,8 +29,13 @@ template <class T> struct CuDescribe<const T*> {
 };
 template <class T> struct CuDescribe<T* const> : CuDescribe<T*> {};
 
-template <class T> struct CuElement { enum { size = sizeof(T) }; };
-template <class T, size_t N> struct CuElement<T[N]> : CuElement<T> {};
+template <class T> struct CuElement {
+  enum { size = sizeof(T) };
+  static constexpr CuShape shape = {0, CuPointee<T>::value};
+};
+template <class T, size_t N> struct CuElement<T[N]> : CuElement<T> {
+  static constexpr CuShape shape = {CuElement<T>::shape.columns ? CuElement<T>::shape.columns : (int)N, CuElement<T>::shape.code};
+};
 
 template <int... I> struct CuIndices {};
 template <int N, int... I> struct CuCount : CuCount<N - 1, N - 1, I...> {};
@@ -42,10 +47,20 @@ template <class... A, int... I> CU_UNCHECKED static inline void cu_apply(void (*
 template <class... A> CU_UNCHECKED static inline void cu_enter(void (*f)(A...), void** a) {
   cu_apply(f, a, typename CuCount<sizeof...(A)>::type());
 }
+// Returns how many there are; `out` may be null.
 template <class... A> CU_UNCHECKED static inline int cu_describe(void (*)(A...), CuArgument* out) {
   CuArgument all[] = {CuDescribe<A>::value..., CuArgument()};
-  for (unsigned i = 0; i < sizeof...(A); ++i) out[i] = all[i];
+  for (unsigned i = 0; out && i < sizeof...(A); ++i) out[i] = all[i];
   return sizeof...(A);
+}
+
+// Constant memory that a host fills by name. `code` and `element` as of an argument.
+struct CuConstant { void* address; unsigned bytes, element; char code; };
+template <class T> struct CuScalar { typedef T type; };
+template <class T, size_t N> struct CuScalar<T[N]> : CuScalar<T> {};
+template <class T> CU_INLINE CuConstant cu_constant(T& variable) {
+  typedef typename CuScalar<T>::type Element;
+  return {(void*)&variable, sizeof variable, sizeof(Element), CuPointee<Element>::value};
 }
 
 #if defined(_WIN32)
@@ -56,3 +71,10 @@ template <class... A> CU_UNCHECKED static inline int cu_describe(void (*)(A...),
 #define CU_ENTRY(...) \
   CU_EXPORT CU_UNCHECKED void cu_entry(void** arguments) { cu_enter(&__VA_ARGS__, arguments); } \
   CU_EXPORT CU_UNCHECKED int cu_signature(CuArgument* out) { return cu_describe(&__VA_ARGS__, out); }
+#define CU_CONSTANTS(...) \
+  CU_EXPORT CU_UNCHECKED int cu_constants(CuConstant* out) { \
+    CuConstant all[] = {__VA_ARGS__ CuConstant()}; \
+    int count = (int)(sizeof all / sizeof *all) - 1; \
+    for (int i = 0; out && i < count; ++i) out[i] = all[i]; \
+    return count; \
+  }

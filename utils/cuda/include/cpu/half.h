@@ -87,6 +87,10 @@ CU_HALF_TYPE(__half, cu_half_to_float, cu_float_to_half)
 CU_HALF_TYPE(__nv_bfloat16, cu_bfloat16_to_float, cu_float_to_bfloat16)
 CU_HALF_PAIR(__half, __half2)
 CU_HALF_PAIR(__nv_bfloat16, __nv_bfloat162)
+CU_ATOMIC_ADD(__half, old + value)
+CU_ATOMIC_ADD(__half2, old + value)
+CU_ATOMIC_ADD(__nv_bfloat16, old + value)
+CU_ATOMIC_ADD(__nv_bfloat162, old + value)
 typedef __half half;
 typedef __half2 half2;
 typedef __nv_bfloat16 nv_bfloat16;
@@ -95,7 +99,6 @@ typedef __nv_bfloat162 nv_bfloat162;
 CU_INLINE float __half2float(__half h) { return float(h); }
 CU_INLINE __half __float2half(float x) { return __half(x); }
 CU_INLINE __half __float2half_rn(float x) { return __half(x); }
-CU_INLINE __half __int2half_rn(int x) { return __half(x); }
 CU_INLINE __half __low2half(__half2 a) { return a.x; }
 CU_INLINE __half __high2half(__half2 a) { return a.y; }
 CU_INLINE __half2 __half2half2(__half a) { return __half2(a, a); }

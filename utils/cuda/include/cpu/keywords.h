@@ -13,8 +13,13 @@
 #define __global__ __attribute__((noinline))
 #define __device__
 #define __host__
-#define __constant__ static const
+#define __constant__             // not const: a host may fill it, so its values may not be taken for granted
+// gcc refuses to inline a call through a pointer that it has not followed yet; binary.py then asks for less.
+#ifdef CU_INLINE_IS_A_HINT
+#define __forceinline__ inline
+#else
 #define __forceinline__ inline __attribute__((always_inline))
+#endif
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
@@ -23,10 +28,14 @@
 #define __restrict__ __restrict
 #endif
 
-// Plain build: one block at a time on each OS thread, so a block's shared array is a thread's own variable.
+// Shared memory of the plain build: one block at a time runs on each OS thread, so it is a thread's own. What a declaration
+// becomes is said in source.py.
 // __thread and not thread_local: the latter calls an initialiser that zig's linker resolves wrongly.
-// The checked build does not use this: source.py turns each shared array into a reference to guarded memory.
-#define __shared__ static __thread __attribute__((aligned(128)))
+#define CU_BLOCK_MEMORY __thread __attribute__((aligned(128)))
+
+typedef unsigned int uint;          // as nvcc has them, from the host's headers
+typedef unsigned short ushort;
+typedef unsigned long ulong;
 
 struct uint3 { unsigned x, y, z; };
 struct dim3 {

@@ -5,7 +5,14 @@
 // The same for a thread wherever it asks: the compiler may ask once.
 #define CU_CONST __attribute__((const))
 
+struct CuShape { int columns; char code; };      // of an array: its last extent, and a letter for its type
 struct CuSharedArray { unsigned launch; void* address; };   // where a __shared__ declaration lives in this launch
+
+// A place in the kernel: its line and, as a line can hold several calls, the number of the call.
+struct CuPlace {
+  int line, call;
+  constexpr CuPlace(int a, int b = 0) : line(a), call(b) {}
+};
 
 enum CuVote { CU_COUNT, CU_ALL, CU_ANY };
 
@@ -16,19 +23,22 @@ uint3 cu_block_dim() CU_CONST;
 uint3 cu_grid_dim() CU_CONST;
 unsigned cu_lane() CU_CONST;
 
-void cu_syncthreads(int line);
-int cu_syncthreads_vote(int predicate, int vote, int line);
-void cu_syncwarp(unsigned mask, int line);
-unsigned cu_ballot(unsigned mask, int predicate, int line, const char* name);
-unsigned cu_activemask();
+void cu_syncthreads(CuPlace place);
+int cu_syncthreads_vote(int predicate, int vote, CuPlace place);
+void cu_syncwarp(unsigned mask, CuPlace place);
+unsigned cu_ballot(unsigned mask, int predicate, CuPlace place, const char* name);
+unsigned cu_converged(CuPlace place);      // the lanes of the warp that come here before anything else holds them
+// Writes the values of all lanes of `mask` to `all`, `size` bytes for each of 32, and returns which lanes there are.
+unsigned cu_exchange(const void* mine, unsigned size, unsigned mask, void* all, CuPlace place, const char* name);
 // `source` is the lane to read, or -1 to keep one's own value; the value at `value` is replaced.
-void cu_shuffle(void* value, unsigned size, unsigned mask, int source, int line, const char* name);
+void cu_shuffle(void* value, unsigned size, unsigned mask, int source, CuPlace place, const char* name);
 
 void* cu_dynamic_shared();
-void* cu_static_shared(CuSharedArray* array, const char* name, size_t bytes, size_t element);
+void* cu_static_shared(CuSharedArray* array, const char* name, size_t bytes, size_t element, CuShape shape);
 
 void cu_log(const void* p, unsigned size, int is_store, const void* place);
-void cu_mma(const float* a, const float* b, float* c, int line);
+void cu_log_atomic(const void* p, unsigned size, const void* place);
+void cu_mma(const float* a, const float* b, float* c, CuPlace place);
 
 int cu_printf(const char* format, ...) __attribute__((format(printf, 1, 2)));
 void cu_assert_failed(const char* expression, int line);

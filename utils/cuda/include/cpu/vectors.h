@@ -7,6 +7,8 @@
 #define CU_METHOD inline __attribute__((always_inline))
 
 template <size_t bytes> struct CuWord;
+template <> struct CuWord<1> { typedef unsigned char type __attribute__((may_alias)); };
+template <> struct CuWord<2> { typedef unsigned short type __attribute__((may_alias)); };
 template <> struct CuWord<4> { typedef unsigned type __attribute__((may_alias)); };
 template <> struct CuWord<8> { typedef unsigned long long type __attribute__((may_alias)); };
 template <> struct CuWord<16> { typedef int type __attribute__((vector_size(16), may_alias)); };
@@ -52,13 +54,35 @@ template <class Word> CU_INLINE Word cu_whole(Word word) {
   }; \
   CU_INLINE N make_##N(T x, T y, T z, T w) { return N(x, y, z, w); }
 
-CU_VECTOR_2(float2, float) CU_VECTOR_3(float3, float) CU_VECTOR_4(float4, float)
-CU_VECTOR_2(int2, int) CU_VECTOR_3(int3, int) CU_VECTOR_4(int4, int)
-CU_VECTOR_2(uint2, unsigned) CU_VECTOR_4(uint4, unsigned)
-CU_VECTOR_2(double2, double) CU_VECTOR_2(longlong2, long long)
-CU_VECTOR_2(short2, short) CU_VECTOR_4(short4, short) CU_VECTOR_4(ushort4, unsigned short)
-CU_VECTOR_4(char4, signed char) CU_VECTOR_4(uchar4, unsigned char)
-struct float1 { float x; };
-struct int1 { int x; };
-struct uint1 { unsigned x; };
+#define CU_VECTOR_4_WIDE(N, T) /* 32 bytes: more than one access, as on most GPUs */ \
+  struct __attribute__((aligned(16))) N { \
+    T x, y, z, w; \
+    N() = default; \
+    CU_METHOD N(T a, T b, T c, T d) : x(a), y(b), z(c), w(d) {} \
+    CU_METHOD N(const N& o) : x(o.x), y(o.y), z(o.z), w(o.w) {} \
+    CU_METHOD N& operator=(const N& o) { x = o.x; y = o.y; z = o.z; w = o.w; return *this; } \
+  }; \
+  CU_INLINE N make_##N(T x, T y, T z, T w) { return N(x, y, z, w); }
+#define CU_VECTOR_1(N, T) \
+  struct N { T x; }; \
+  CU_INLINE N make_##N(T x) { return {x}; }
+
+#define CU_VECTORS(name, T) CU_VECTOR_1(name##1, T) CU_VECTOR_2(name##2, T) CU_VECTOR_3(name##3, T) CU_VECTOR_4(name##4, T)
+#define CU_VECTORS_WIDE(name, T) CU_VECTOR_1(name##1, T) CU_VECTOR_2(name##2, T) CU_VECTOR_3(name##3, T) CU_VECTOR_4_WIDE(name##4, T)
+CU_VECTORS(float, float) CU_VECTORS(int, int) CU_VECTORS(short, short) CU_VECTORS(ushort, unsigned short)
+CU_VECTORS(char, signed char) CU_VECTORS(uchar, unsigned char)
+CU_VECTOR_1(uint1, unsigned) CU_VECTOR_2(uint2, unsigned) CU_VECTOR_4(uint4, unsigned)      // uint3: keywords.h
+CU_VECTORS_WIDE(double, double) CU_VECTORS_WIDE(longlong, long long) CU_VECTORS_WIDE(ulonglong, unsigned long long)
+CU_VECTORS_WIDE(long, long) CU_VECTORS_WIDE(ulong, unsigned long)
+CU_ATOMIC_ADD(float2, float2(old.x + value.x, old.y + value.y))
+CU_ATOMIC_ADD(float4, float4(old.x + value.x, old.y + value.y, old.z + value.z, old.w + value.w))
 CU_INLINE uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return {x, y, z}; }
+
+CU_INLINE int __dp4a(char4 a, char4 b, int c) { return c + a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
+CU_INLINE unsigned __dp4a(uchar4 a, uchar4 b, unsigned c) {
+  return c + (unsigned)(a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w);
+}
+CU_INLINE int __dp2a_lo(short2 a, char4 b, int c) { return c + a.x * b.x + a.y * b.y; }
+CU_INLINE int __dp2a_hi(short2 a, char4 b, int c) { return c + a.x * b.z + a.y * b.w; }
+CU_INLINE unsigned __dp2a_lo(ushort2 a, uchar4 b, unsigned c) { return c + (unsigned)(a.x * b.x + a.y * b.y); }
+CU_INLINE unsigned __dp2a_hi(ushort2 a, uchar4 b, unsigned c) { return c + (unsigned)(a.x * b.z + a.y * b.w); }

@@ -1,5 +1,6 @@
 // wmma tiles of 16x16x16. Element (row, column) of a tile lives in lane 16 * (row % 2) + column, at place row / 2, so
-// that a warp's loads and stores of a row-major tile are coalesced. A kernel may not rely on the place.
+// that a warp's loads and stores of a row-major tile are coalesced. A kernel may not rely on the place:
+// who reads what a warp has stored needs a __syncwarp first.
 #pragma once
 
 namespace nvcuda {
@@ -56,28 +57,29 @@ CU_TILE_FUNCTION void store_tile(T* p, const Fragment& f, unsigned stride, bool 
     CU_LOG(to, 1);
     *to = f.x[i];
   }
-  cu_syncwarp(0xffffffffu, line);
+  char nothing[1] = {0}, all[32];
+  cu_exchange(nothing, 1, 0xffffffffu, all, line, "store_matrix_sync");   // all lanes arrive; memory is not ordered by it
 }
 
 template <class Use, class T, class Layout>
-CU_INLINE void load_matrix_sync(fragment<Use, 16, 16, 16, T, Layout>& f, const T* p, unsigned stride, CU_HERE) {
+CU_INLINE void load_matrix_sync(fragment<Use, 16, 16, 16, T, Layout>& f, const T* p, unsigned stride, int line = __builtin_LINE()) {
   load_tile(f, p, stride, is_col_major<Layout>::value, line);
 }
 
 template <class T>
 CU_INLINE void load_matrix_sync(fragment<accumulator, 16, 16, 16, T>& f, const T* p, unsigned stride, layout_t layout,
-                                CU_HERE) {
+                                int line = __builtin_LINE()) {
   load_tile(f, p, stride, layout == mem_col_major, line);
 }
 
 template <class T>
 CU_INLINE void store_matrix_sync(T* p, const fragment<accumulator, 16, 16, 16, T>& f, unsigned stride, layout_t layout,
-                                 CU_HERE) {
+                                 int line = __builtin_LINE()) {
   store_tile(p, f, stride, layout == mem_col_major, line);
 }
 
 template <class D, class A, class B, class C>
-CU_INLINE void mma_sync(D& d, const A& a, const B& b, const C& c, CU_HERE) {
+CU_INLINE void mma_sync(D& d, const A& a, const B& b, const C& c, int line = __builtin_LINE()) {
   float fa[8], fb[8], fc[8];
   for (int i = 0; i < 8; ++i) { fa[i] = float(a.x[i]); fb[i] = float(b.x[i]); fc[i] = float(c.x[i]); }
   cu_mma(fa, fb, fc, line);

@@ -1,0 +1,212 @@
+"""What the functions around the triples promise at the edges: weights, gradients by hand, parts, packed sequences."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from attention import flash, fundamentals, kv_cache, long_context, multi_head, rotary
+
+INF = math.inf
+
+
+def test_no_keys_and_a_batch_brought_by_k_give_zeros_and_zero_gradients():
+    q, k, v = (torch.ones(shape, requires_grad=True) for shape in ((1, 2, 3), (5, 0, 3), (5, 0, 4)))
+    out = fundamentals.attention_torch(q, k, v)
+    assert out.shape == (5, 2, 4)
+    assert [g.shape for g in torch.autograd.grad(out.sum(), (q, k, v))] == [q.shape, k.shape, v.shape]
+
+
+def test_gradients_of_what_the_batch_shares_are_summed():
+    gradients = fundamentals.attention_backward(np.ones((2, 1, 1)), *np.ones((2, 1, 1, 1)), np.ones((2, 1, 1)))
+    assert [g.shape for g in gradients] == [(2, 1, 1), (1, 1, 1), (1, 1, 1)]
+    assert gradients[2].item() == 2
+
+
+@pytest.mark.parametrize("shapes", [((2, 3, 4), (1, 5, 4), (5, 2)), ((3, 4), (2, 1, 5, 4), (3, 5, 2))])
+def test_shared_gradients_equal_autograd(shapes):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal(shape) for shape in shapes)
+    tensors = [torch.from_numpy(a).requires_grad_() for a in (q, k, v)]
+    out = fundamentals.attention_torch(*tensors, causal=True)
+    d_out = rng.standard_normal(out.shape)
+    expected = torch.autograd.grad(out, tensors, torch.from_numpy(d_out))
+    for found, exact in zip(fundamentals.attention_backward(q, k, v, d_out, causal=True), expected, strict=True):
+        np.testing.assert_allclose(found, exact.numpy(), atol=1e-12)
+
+
+def test_gradients_by_hand_do_not_see_nan_behind_a_mask():
+    rng = np.random.default_rng(0)
+    q, k, v, d_out = (rng.standard_normal((3, 4)) for _ in range(4))
+    mask = np.array([True, True, False])
+    expected = fundamentals.attention_backward(q, k, v, d_out, mask[None])
+    k[2] = v[2] = np.nan
+    for found, exact in zip(fundamentals.attention_backward(q, k, v, d_out, mask[None]), expected, strict=True):
+        np.testing.assert_allclose(found, exact, atol=1e-12)
+
+
+def test_a_gradient_of_another_shape_gets_a_sentence():
+    with pytest.raises(ValueError, match=r"d_out must have the shape \(3, 4\), got \(1, 4\)"):
+        fundamentals.attention_backward(*np.ones((3, 3, 4)), np.ones((1, 4)))
+
+
+@pytest.mark.parametrize("function", [fundamentals.attention_weights, fundamentals.attention_numpy])
+def test_an_additive_mask_is_refused(function):
+    values = () if function is fundamentals.attention_weights else (np.eye(2),)
+    with pytest.raises(ValueError, match="mask must be boolean"):
+        function(np.zeros((1, 2)), np.eye(2), *values, mask=np.array([[0.0, -INF]]))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16"])
+def test_weights_of_small_integers_do_not_wrap_around(dtype):
+    q, k = np.full((2, 3), 100, dtype), np.full((4, 3), 100, dtype)
+    k[0] = 0
+    expected = fundamentals.attention_weights(q.astype(float), k.astype(float))
+    np.testing.assert_array_equal(fundamentals.attention_weights(q, k), expected)
+    assert fundamentals.softmax(q).dtype == np.float64
+
+
+def test_half_precision_is_summed_in_single():
+    p = fundamentals.softmax(np.zeros(70_000, np.float16))
+    assert p.dtype == np.float16
+    np.testing.assert_allclose(p.astype(float), 1 / 70_000, rtol=1e-2)
+    out = fundamentals.attention_numpy(np.zeros((1, 1), np.float16), *np.ones((2, 70_000, 1), np.float16))
+    np.testing.assert_allclose(out.astype(float), 1.0, rtol=1e-2)
+
+
+@pytest.mark.parametrize("block", [1, 2, 64])
+def test_a_forbidden_value_of_nan_changes_nothing_whatever_the_block_size(block):
+    q, k = np.zeros((2, 1)), np.zeros((2, 1))
+    v = np.array([[1.0, 0.0], [np.nan, np.nan]])
+    for attend, kind in (
+        (flash.flash_attention_numpy, np.asarray),
+        (flash.flash_attention_torch, torch.tensor),
+        (flash.flash_attention_cuda, np.asarray),
+    ):
+        out, _ = attend(*map(kind, (q, k, v)), causal=True, block_q=block, block_k=block)
+        assert out[0].tolist() == [1.0, 0.0]
+        assert np.isnan(np.asarray(out[1])).all()
+
+
+def test_a_part_that_was_not_seen_may_hold_nan():
+    outs, lses = np.array([[[1.0, 2.0]], [[np.nan, np.nan]]]), np.array([[0.5], [-INF]])
+    out, lse = flash.merge_by_lse(outs, lses)
+    assert out.tolist() == [[1.0, 2.0]] and lse.tolist() == [0.5]
+
+
+def test_a_ring_does_not_see_nan_in_the_future_and_takes_integers():
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.integers(-3, 4, (2, 3, 4)) for _ in range(3))
+    positions = np.arange(6).reshape(2, 3)
+    out = flash.ring_attention_numpy(q, k, v, positions, causal=True)
+    whole = fundamentals.attention_numpy(*(a.reshape(6, 4) for a in (q, k, v)), causal=True)
+    np.testing.assert_allclose(out.reshape(6, 4), whole, atol=1e-12)
+    v = v.astype(float)
+    v[1, 2] = np.nan
+    hidden = flash.ring_attention_numpy(q, k, v, positions, causal=True).reshape(6, 4)
+    np.testing.assert_allclose(hidden[:5], whole[:5], atol=1e-12)
+
+
+def test_running_maxima_of_integers_are_floats():
+    m, total = flash.online_softmax(np.full(2, -INF), np.zeros(2), np.array([[1, 2], [3, 3]]))
+    np.testing.assert_allclose(m + np.log(total), np.log(np.exp([[1, 2], [3, 3]]).sum(-1)))
+
+
+UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
+
+
+@pytest.mark.parametrize("dtype", UNSIGNED)
+def test_packed_lengths_of_unsigned_integers_may_not_fall(dtype):
+    q = np.ones((8, 2))
+    with pytest.raises(ValueError, match="cu_queries must rise from 0 to 8"):
+        flash.flash_attention_varlen(q, q, q, np.array([0, 5, 3, 8], dtype), np.array([0, 3, 5, 8], dtype))
+    rising = np.array([0, 3, 5, 8], dtype)
+    out, _ = flash.flash_attention_varlen(q, q, q, rising, rising)
+    np.testing.assert_allclose(out, 1.0)
+
+
+def test_packed_lengths_are_integers():
+    q = np.ones((8, 2))
+    with pytest.raises(ValueError, match="cu_keys must be integers"):
+        flash.flash_attention_varlen(q, q, q, np.array([0, 8]), np.array([0.0, 8.0]))
+
+
+@pytest.mark.parametrize("dtype", UNSIGNED)
+def test_lengths_and_tables_may_be_unsigned(dtype):
+    lengths = np.array([3, 1], dtype)
+    mask, positions = kv_cache.left_padding(lengths, 4)
+    assert positions.tolist() == [[0, 0, 1, 2], [0, 0, 0, 0]]
+    assert mask.sum() == fundamentals.padding_mask(lengths, 4).sum() == 4
+    rng = np.random.default_rng(0)
+    q, (k, v) = rng.standard_normal((2, 1, 2)), rng.standard_normal((2, 4, 2, 1, 2))
+    table = np.array([[0, 1], [2, 3]])
+    expected = kv_cache.paged_decode_attention_numpy(q, k, v, table, lengths.astype(int))
+    found = kv_cache.paged_decode_attention_numpy(q, k, v, table.astype(dtype), lengths)
+    np.testing.assert_array_equal(found, expected)
+    tensors = [torch.from_numpy(a) for a in (q, k, v, table.astype(dtype), lengths)]
+    np.testing.assert_allclose(kv_cache.paged_decode_attention_torch(*tensors).numpy(), expected)
+    np.testing.assert_allclose(kv_cache.paged_decode_attention_cuda(*tensors).numpy(), expected, atol=1e-6)
+
+
+def test_numbers_of_operations_do_not_wrap_around():
+    small = kv_cache.forward_flops(*np.array([[4096], [4096]], np.int32), 4096, 16384, 32, 50_000)
+    assert small.tolist() == kv_cache.forward_flops(*np.array([[4096], [4096]]), 4096, 16384, 32, 50_000).tolist()
+    assert small[0] > 2**31
+
+
+def test_distances_of_small_integers_are_sorted_like_large_ones():
+    distances = np.array([-128, -127, 0, 127])
+    assert rotary.t5_buckets(distances.astype(np.int8)).tolist() == rotary.t5_buckets(distances).tolist()
+
+
+def test_lengths_that_are_no_list_of_integers_get_a_sentence():
+    for lengths in (np.array([1.5]), np.array([[1]])):
+        with pytest.raises(ValueError, match="lengths must be integers"):
+            fundamentals.padding_mask(lengths, 4)
+
+
+def on_meta(*tensors):
+    return [t.to("meta") for t in tensors]
+
+
+def test_functions_make_their_tensors_where_their_arguments_lie():
+    x = torch.randn(2, 3, 4)
+    for function in (fundamentals.attention_torch, lambda *a, **b: flash.flash_attention_torch(*a, **b)[0]):
+        assert function(*on_meta(x, x, x), causal=True).device.type == "meta"
+        with torch.device("meta"):  # what is made without a device now lies elsewhere
+            function(x, x, x, causal=True)
+    angles = torch.randn(2)
+    assert rotary.apply_rope_torch(*on_meta(x), np.arange(3), angles.numpy()).device.type == "meta"
+    with torch.device("meta"):
+        multi_head.masked_softmax(torch.randn(1, 1, 3, 3, device="cpu"), causal=True)
+        flash.flash_attention_backward_torch(x, x, x, x, x[..., 0], x, causal=True)
+        kv_cache.decode_attention_torch(x, x[:, :, None], x[:, :, None], torch.ones(2, dtype=int, device="cpu"))
+
+
+def test_pages_that_do_not_hold_the_tokens_get_a_sentence():
+    for table, words in (([[0, 1]], "room for 4 tokens a row, got"), ([[0, 9, 1]], "must name pages 0 to 2")):
+        with pytest.raises(ValueError, match=words):
+            kv_cache.gather_pages(np.ones((3, 2, 1, 4)), np.array(table), np.array([5]))
+
+
+def test_a_layer_does_not_see_nan_behind_a_mask():
+    torch.manual_seed(0)
+    layer, x = multi_head.MultiHeadAttention(8, 2), torch.randn(2, 5, 8)
+    mask = torch.tensor([True, True, True, True, False])
+    expected = layer(x, mask=mask)
+    x[:, 4] = math.nan
+    torch.testing.assert_close(layer(x, mask=mask)[:, :4], expected[:, :4])
+
+
+def test_attention_with_dropout_and_with_relative_positions_do_not_see_nan_behind_a_mask():
+    rng = np.random.default_rng(0)
+    q, k, v = rng.standard_normal((3, 1, 1, 4, 2))
+    mask, keep = np.array([[True, True, True, False]]), np.ones((1, 1, 4, 4), bool)
+    expected, _ = multi_head.attention_with_dropout(q, k, v, mask, keep, 0.5)
+    r, u, w = rng.standard_normal((4, 2)), *rng.standard_normal((2, 2))
+    relative = long_context.relative_attention_numpy(q, k, v, r, u, w)
+    v[..., 3, :] = np.nan
+    np.testing.assert_allclose(multi_head.attention_with_dropout(q, k, v, mask, keep, 0.5)[0], expected)
+    found = long_context.relative_attention_numpy(q, k, v, r, u, w)
+    np.testing.assert_allclose(found[..., :3, :], relative[..., :3, :])

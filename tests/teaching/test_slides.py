@@ -1,0 +1,133 @@
+"""Decks: what a tagged cell becomes, and in a browser that everything fits, is there and comes from this machine."""
+
+import re
+
+import pytest
+
+from tests.teaching.browser import BEYOND, BROKEN, CHROMIUM, FORMULAS, UNNAMED, opened
+from utils.teaching import deck, page, slides, taught
+
+SECOND = [lecture for lecture in taught.chosen([]) if not taught.is_first_edition(lecture)]
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium (Debian: apt install chromium)")
+LEAST_PICTURE = 200  # pixels of its height
+SMALLEST = 17  # pixels of a slide's text
+
+
+def test_a_text_cell_gives_its_first_section():
+    text = "## Part 3\n\n### 3.1 Masks\n\n**Who?** Text.\n\n#### Exercise 3A\n\nMore."
+    assert deck.first_section(text) == ("3.1 Masks", "**Who?** Text.")
+    assert deck.first_section("Only text.") == ("", "Only text.")
+    assert deck.first_section("Text first.\n\n### 3.1 Masks\n\nMore.") == ("", "Text first.")
+
+
+def test_a_long_text_keeps_its_question_formulas_tables_and_prediction():
+    long = "word " * 70
+    text = f"**Why?** It is so.\n\n{long}\n\n$$x$$\n\n{long}\n\n|a|\n|---|\n\n*Predict.* What?"
+    shown, rest = deck.shortened(text)
+    assert shown == f"**Why?** It is so.\n\n{long}\n\n$$x$$\n\n|a|\n|---|\n\n*Predict.* What?"
+    assert rest == long
+
+
+@pytest.mark.parametrize("lecture", SECOND, ids=lambda lecture: lecture.lecture.name)
+def test_every_second_edition_has_a_deck(lecture):
+    made = deck.slides(lecture)
+    assert deck.lacking(lecture, made) == ""
+    hours = "\n".join(note for slide in made for note in slide.notes)
+    assert "Hour 1, " in hours and "Hour 2, " in hours  # the teacher's notes stand where they are needed
+    assert all(len(slide.text.split()) < 200 for slide in made)
+
+
+def test_a_first_edition_is_told_what_it_lacks(tmp_path):
+    first = next((lecture for lecture in taught.chosen([]) if taught.is_first_edition(lecture)), None)
+    if first is None:
+        pytest.skip("no first edition is left")
+    paths, said = slides.write(first, tmp_path)
+    assert paths == [] and said.endswith("a first edition: its cells are not tagged for slides.")
+
+
+@in_a_browser
+@pytest.mark.slow
+@pytest.mark.parametrize("lecture", SECOND, ids=lambda lecture: lecture.lecture.name)
+def test_a_deck_steps_through_without_overflow_or_network(lecture, tmp_path):
+    (path, *_), _ = slides.write(lecture, tmp_path)
+    made = deck.slides(lecture)
+    folder = page.BUILD / "screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    with opened(path) as browser:
+        browser.wait_for_selector("body[data-ready=yes]")
+        seen = []
+        for number, slide in enumerate(made, 1):
+            assert browser.evaluate("Reveal.getSlidePastCount()") == number - 1
+            here = f".slides > section:nth-of-type({number})"
+            answer = browser.locator(f"{here} .answer")
+            if slide.answer:
+                assert answer.evaluate("e => getComputedStyle(e).visibility") == "hidden"  # the question comes first
+            while browser.evaluate("Reveal.availableFragments().next"):
+                browser.keyboard.press("ArrowRight")
+            beyond = browser.locator(here).evaluate(f"part => ({BEYOND})([part, [0, 0, 1280, 720]])")
+            assert beyond == [], f"slide {number}, {slide.heading}"
+            if slide.answer:
+                answer.wait_for(state="visible")  # it fades in; raises where it never comes
+            for picture in browser.locator(f"{here} .figures img").all():
+                assert picture.bounding_box()["height"] >= LEAST_PICTURE, f"slide {number}, {slide.heading}"
+            size = float(browser.locator(here).evaluate("e => parseFloat(e.style.fontSize)"))
+            assert size >= SMALLEST
+            seen.append(browser.locator(f"{here} > h2").inner_text())
+            browser.screenshot(path=folder / f"slides-{lecture.number}-{number:02}.png")
+            browser.keyboard.press("ArrowRight")
+        assert len(seen) == len(made) == browser.evaluate("Reveal.getTotalSlides()")
+        assert browser.evaluate(BROKEN) == [] and browser.evaluate(UNNAMED) == []
+        asked, typeset = browser.evaluate(FORMULAS)
+        assert asked == typeset > 0
+        assert (browser.asked, browser.script_errors) == ([], [])
+
+
+@in_a_browser
+@pytest.mark.slow
+def test_the_view_in_a_deck_answers(tmp_path):
+    lecture = taught.read("01")
+    (path, *_), _ = slides.write(lecture, tmp_path)
+    number = next(i for i, slide in enumerate(deck.slides(lecture)) if slide.kind == "view")
+    with opened(path) as browser:
+        browser.wait_for_selector("body[data-ready=yes]")
+        browser.evaluate(f"Reveal.slide({number})")
+        view = browser.locator("section.present [data-head-viewer]")
+        before = view.inner_html()
+        view.locator("select").first.select_option(index=3)
+        assert view.inner_html() != before
+        assert browser.evaluate("Reveal.getSlidePastCount()") == number
+
+
+@in_a_browser
+@pytest.mark.slow
+def test_what_does_not_fit_or_is_missing_is_noticed(tmp_path):
+    lecture = taught.read("01")
+    made = [deck.Slide("text", "Too much", "word " * 2000), deck.Slide("text", "A picture", '<img src="gone.png">')]
+    page.copy(page.REVEAL, tmp_path / "assets", page.REVEAL_FILES)
+    path = page.write("slides.html", slides.deck_page(lecture, made), tmp_path)
+    with opened(path) as browser:
+        browser.wait_for_selector("body[data-ready=yes]")
+        section = browser.locator(".slides > section").first
+        assert section.evaluate(f"part => ({BEYOND})([part, [0, 0, 1280, 720]])")
+        assert len(browser.evaluate(BROKEN)) == 1 and "gone.png" in browser.asked[0]
+
+
+@in_a_browser
+@pytest.mark.slow
+@pytest.mark.parametrize("lecture", SECOND, ids=lambda lecture: lecture.lecture.name)
+def test_a_handout_prints(lecture, tmp_path):
+    (_, path, *_), _ = slides.write(lecture, tmp_path)
+    with opened(path, width=794, height=1123) as browser:  # A4 at 96 dpi
+        browser.wait_for_selector("mjx-container")
+        browser.wait_for_function("MathJax.startup.promise.then(() => true)")
+        assert browser.evaluate("document.documentElement.scrollWidth") <= 794
+        assert browser.evaluate(BROKEN) == [] and browser.evaluate(UNNAMED) == []
+        browser.pdf(
+            path=tmp_path / "handout.pdf",
+            format="A4",
+            margin={side: "15mm" for side in ("top", "bottom", "left", "right")},
+        )
+        assert 2 <= len(re.findall(rb"/Type /Page\b", (tmp_path / "handout.pdf").read_bytes())) <= 8
+        assert (browser.asked, browser.script_errors) == ([], [])
+    text = path.read_text(encoding="utf-8")
+    assert "What came out" in text and text.count('class="room"') == len(lecture.predictions) > 0

@@ -1,0 +1,166 @@
+"""Lecture 06: the gradient of flash attention, tile by tile."""
+
+import math
+from functools import partial
+
+import numpy as np
+
+from utils.exercises.arrays import INF, draw
+from utils.exercises.lecture_06.forward import flash_attention_numpy
+from utils.exercises.lecture_06.rows import seen
+from utils.judge.function import exercise
+from utils.judge.result import Failed
+
+MODULE = "flash"
+
+
+# --- 6.5 -------------------------------------------------------------------------------------------------------------
+
+
+@exercise("6.5", MODULE, returns=("d_q", "d_k", "d_v"))
+def flash_attention_backward_numpy(q, k, v, out, lse, d_out, causal=False, scale=None):
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    allowed = seen(q.shape[-2], k.shape[-2], causal)
+    d_q, d_k, d_v = (np.zeros(a.shape) for a in (q, k, v))
+    for place in np.ndindex(*q.shape[:-1]):
+        lead, i = place[:-1], place[-1]
+        keys = np.flatnonzero(allowed[i])
+        if not keys.size:
+            continue
+        own_k, own_v, gradient = k[lead][keys].astype(float), v[lead][keys].astype(float), d_out[place].astype(float)
+        s = scale * own_k @ q[place].astype(float)
+        p = np.exp(s - s.max()) / np.exp(s - s.max()).sum()
+        d_s = (np.diag(p) - np.outer(p, p)) @ (own_v @ gradient)  # the Jacobian of the softmax, written out
+        d_q[place] = scale * d_s @ own_k
+        d_k[lead][keys] += scale * np.outer(d_s, q[place])
+        d_v[lead][keys] += np.outer(p, gradient)
+    return d_q, d_k, d_v
+
+
+def backward_input(rng, *shape_q, n_keys, d_v=2, causal=False, scale=None, dtype=float):
+    """Arguments of the backward pass: what the forward pass was given and what it returned."""
+    *lead, n_queries, d = shape_q
+    q, k, v, d_out = (draw(rng, *lead, n, w) for n, w in ((n_queries, d), (n_keys, d), (n_keys, d_v), (n_queries, d_v)))
+    q, k, v, d_out = (a.astype(dtype) for a in (q, k, v, d_out))
+    out, lse = flash_attention_numpy.oracle(q, k, v, causal, scale)
+    return q, k, v, out.astype(dtype), lse.astype(dtype), d_out, causal, scale
+
+
+@flash_attention_backward_numpy.property("one tile: dQ, dK and dV")
+def _(ask, rng):
+    ask(*backward_input(rng, 2, 3, n_keys=3))
+
+
+@flash_attention_backward_numpy.property("several tiles add up, the last ones smaller")
+def _(ask, rng):
+    ask(*backward_input(rng, 70, 2, n_keys=5))
+    ask(*backward_input(rng, 5, 2, n_keys=130))
+    ask(*backward_input(rng, 70, 2, n_keys=90))
+
+
+@flash_attention_backward_numpy.property("causal, in one tile and in several")
+def _(ask, rng):
+    ask(*backward_input(rng, 4, 3, n_keys=4, causal=True))
+    ask(*backward_input(rng, 70, 2, n_keys=90, causal=True))
+
+
+@flash_attention_backward_numpy.property("a row with nothing to attend to has no gradient, and no nan")
+def _(ask, rng):
+    ask(*backward_input(rng, 5, 3, n_keys=2, causal=True))
+
+
+@flash_attention_backward_numpy.property("a scale that is given is used")
+def _(ask, rng):
+    ask(*backward_input(rng, 3, 3, n_keys=4, scale=0.25))
+
+
+@flash_attention_backward_numpy.property("leading axes, and v wider than k")
+def _(ask, rng):
+    ask(*backward_input(rng, 2, 3, 4, 2, n_keys=5, d_v=4, causal=True))
+
+
+@flash_attention_backward_numpy.property("float32 in, the same gradients to 1e-5")
+def _(ask, rng):
+    ask(*backward_input(rng, 3, 3, n_keys=4, dtype=np.float32))
+
+
+@flash_attention_backward_numpy.property(
+    "all at once: causal, a scale, leading axes, one of them 1, several tiles, empty rows, float32",
+    hint="lse needs an axis for the columns, lse[..., rows, None]. Which two of the options do not work together?",
+)
+def _(ask, rng):
+    ask(*backward_input(rng, 2, 1, 70, 2, n_keys=68, d_v=3, causal=True, scale=0.4))
+    ask(*backward_input(rng, 2, 1, 70, 2, n_keys=75, d_v=1, causal=True, scale=0.4, dtype=np.float32))
+    ask(*backward_input(rng, 2, 3, 4, 1, n_keys=3, causal=True, scale=0.6, dtype=np.float32))
+
+
+@flash_attention_backward_numpy.property(
+    "tile by tile, never all scores at once", hint="Cut q and d_out by rows, k and v by columns, as the loop says."
+)
+def _(ask, rng):
+    n, m = 260, 270
+    largest = ask.largest_exp(*backward_input(rng, n, 2, n_keys=m))
+    if largest > n * m // 4:
+        raise Failed(f"{largest:,} scores go through exp at once, of {n * m:,} in all")
+
+
+def usual_flash_backward(
+    q,
+    k,
+    v,
+    out,
+    lse,
+    d_out,
+    causal=False,
+    scale=None,
+    *,
+    masked=True,
+    weights=lambda s, lse: np.exp(s - np.where(np.isneginf(lse), INF, lse)[..., None]),
+    minus=lambda d_out, out: (d_out * out).sum(axis=-1, keepdims=True),
+    scaled=lambda d_s, scale: d_s * scale,
+    overwritten=(),
+    block=64,
+):
+    """The backward pass in the usual way. The mistakes differ in what follows the `*`; as it stands, it is right.
+
+    overwritten: the gradients in which a tile overwrites what other tiles brought.
+    """
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    d_q, d_k, d_v = (np.zeros_like(a) for a in (q, k, v))
+    allowed = seen(q.shape[-2], k.shape[-2], causal and masked)
+    for j in range(0, k.shape[-2], block):
+        for i in range(0, q.shape[-2], block):
+            rows, columns = slice(i, i + block), slice(j, j + block)
+            if not seen(q.shape[-2], k.shape[-2], causal)[rows, columns].any():
+                continue
+            q_i, k_j, v_j, d_i = q[..., rows, :], k[..., columns, :], v[..., columns, :], d_out[..., rows, :]
+            s = np.where(allowed[rows, columns], scale * q_i @ np.swapaxes(k_j, -1, -2), -INF)
+            p = weights(s, lse[..., rows])
+            d_s = scaled(p * (d_i @ np.swapaxes(v_j, -1, -2) - minus(d_i, out[..., rows, :])), scale)
+            for name, sums, place, part in (
+                ("dQ", d_q, rows, d_s @ k_j),
+                ("dK", d_k, columns, np.swapaxes(d_s, -1, -2) @ q_i),
+                ("dV", d_v, columns, np.swapaxes(p, -1, -2) @ d_i),
+            ):
+                sums[..., place, :] = part + (0 if name in overwritten else sums[..., place, :])
+    return d_q, d_k, d_v
+
+
+for message, change in {
+    "Other tiles add to the same rows: use +=, not =.": {"overwritten": ("dQ", "dK", "dV")},
+    "Each tile adds to dQ: use +=, not =.": {"overwritten": ("dQ",)},
+    "Each tile adds to dK: use +=, not =.": {"overwritten": ("dK",)},
+    "Each tile adds to dV: use +=, not =.": {"overwritten": ("dV",)},
+    "The mask is missing: weights of the future are 0, so mask the scores before exp.": {"masked": False},
+    "D is missing: dS = P * (dP - D).": {"minus": lambda d_out, out: 0.0},
+    "D is the sum over the row of dO * O, not of dO alone.": {
+        "minus": lambda d_out, out: d_out.sum(axis=-1, keepdims=True)
+    },
+    "The scale is missing in dQ and dK.": {"scaled": lambda d_s, scale: d_s},
+    "The scale is applied twice: once is enough, in dS.": {"scaled": lambda d_s, scale: d_s * scale**2},
+    "The weights are not finished: P = exp(S - lse).": {"weights": lambda s, lse: np.exp(s)},
+    "-inf minus -inf is nan: for an empty row subtract +inf, as the given code does.": {
+        "weights": lambda s, lse: np.exp(s - lse[..., None])
+    },
+}.items():
+    flash_attention_backward_numpy.mistake(message)(partial(usual_flash_backward, **change))

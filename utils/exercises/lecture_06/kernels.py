@@ -1,0 +1,217 @@
+"""The exercises of lecture 06 in CUDA: the loop over the tiles of a flash kernel, and a swizzle."""
+
+import importlib
+
+import numpy as np
+
+from utils.exercises.arrays import singles
+from utils.judge.kernel import KernelExercise, compiled, launch, must_be, must_coalesce
+from utils.judge.result import Failed
+
+MODULE = "flash"
+TILE = 16
+
+# --- 6.8 -------------------------------------------------------------------------------------------------------------
+
+flash_shared = KernelExercise(
+    "6.8",
+    "FLASH_SHARED",
+    MODULE,
+    fault_hints={
+        "race": "Wait where numbers change hands: before the tiles are overwritten (__syncthreads), before they are used "
+        "(__syncthreads), before the other weights of the row are read (__syncwarp).",
+        "unwritten shared memory": "A barrier has to stand between load_rows and the first use of a tile.",
+        "shuffle": "row_max and row_sum need all sixteen threads of a row: call them outside of any if.",
+        "deadlock": "Barriers and shuffles need all threads: put them outside of any if.",
+        "barrier": "A barrier has to be reached by all 256 threads: put it outside of any if.",
+    },
+)
+
+
+def attended(q, k, v, causal, scale):
+    """Output and log-sum-exp in float64, one query at a time."""
+    (n, d), m = q.shape, len(k)
+    out, lse = np.zeros((n, d)), np.full(n, -np.inf)
+    for i in range(n):
+        end = max(0, i + 1 + m - n) if causal else m
+        if end:
+            s = scale * (k[:end].astype(float) @ q[i].astype(float))
+            weights = np.exp(s - s.max())
+            out[i], lse[i] = weights @ v[:end] / weights.sum(), s.max() + np.log(weights.sum())
+    return out, lse
+
+
+def run_flash(source, q, k, v, causal=False, scale=0.5):
+    """Run the kernel on one head, compare with the oracle, return the report."""
+    (n, d), m = q.shape, len(k)
+    out, lse = np.full((n, d), 99, np.float32), np.full(n, 99, np.float32)
+    kernel = compiled(importlib.import_module(f"attention.{MODULE}").FLASH_HEAD + source, name="flash_shared")
+    shared = 4 * TILE * (4 * (d + 1) + TILE + 1)
+    report = launch(kernel, (1, -(-n // TILE)), (TILE, TILE), shared, q, k, v, out, lse, n, m, d, int(causal), scale)
+    expected, expected_lse = attended(q, k, v, causal, scale)
+    must_be(out, expected, n_queries=n, n_keys=m, d=d, causal=causal)
+    must_be(lse, expected_lse, n_queries=n, n_keys=m, d=d, causal=causal)
+    return report
+
+
+def head(rng, n, m, d):
+    return singles(rng, n, d), singles(rng, m, d), singles(rng, m, d)
+
+
+def loaded(n, m, d, causal):
+    """Bytes that blocks of TILE queries have to load."""
+    ends = [min(first + TILE, n) for first in range(0, n, TILE)]
+    return 4 * (n * d + 2 * d * sum(max(0, end + m - n) if causal else m for end in ends))
+
+
+@flash_shared.property(
+    "one full tile: softmax, then the average of the values",
+    hint="Weights are exp(score - maximum of the row); total is their sum over the row, o_row the sum of weight times value.",
+)
+def _(source, rng):
+    run_flash(source, *head(rng, TILE, TILE, 4))
+
+
+@flash_shared.property(
+    "more tiles: what came before is rescaled",
+    hint="When the maximum grows from old to new, total and every o_row[c] were measured against the old one: multiply both "
+    "by exp(old - new). When it does not grow, that factor is 1.",
+)
+def _(source, rng):
+    q, k, v = head(rng, TILE, 3 * TILE, 4)
+    run_flash(source, np.abs(q), np.linspace(-1, 2, len(k), dtype=np.float32)[:, None] + 0 * k, v)
+    run_flash(source, np.abs(q), np.linspace(2, -1, len(k), dtype=np.float32)[:, None] + 0 * k, v)
+    run_flash(source, np.abs(q), np.linspace(200, -200, len(k), dtype=np.float32)[:, None] + 0 * k, v)
+    run_flash(source, q, k, v)
+
+
+@flash_shared.property(
+    "sizes that fill no tile",
+    hint="Rows that do not exist were loaded as zeros, and the score of a zero is 0: use may_attend. Columns: c goes on in "
+    "steps of TILE while c < d.",
+)
+def _(source, rng):
+    for n, m, d in ((1, 1, 1), (5, 21, 33), (TILE + 3, 2 * TILE + 1, 17)):
+        run_flash(source, *head(rng, n, m, d))
+
+
+@flash_shared.property(
+    "scores of -200 and of 1e4",
+    hint="The maximum starts at -INFINITY, below every score, and is subtracted before exp.",
+)
+def _(source, rng):
+    v = singles(rng, TILE + 4, 3)
+    for score in (-200, -1e4, 1e4):
+        run_flash(source, np.full((2, 3), score / 3, np.float32), np.ones_like(v), v, scale=1.0)
+
+
+@flash_shared.property(
+    "causal masks, and queries with nothing to attend to",
+    hint="may_attend knows the causal mask. Where a row has seen no key, maximum is -INFINITY, and -INFINITY minus -INFINITY "
+    "is nan: shift by 0 there.",
+)
+def _(source, rng):
+    for n, m in ((TILE + 5, TILE + 5), (7, TILE + 7), (2 * TILE + 1, 9), (TILE, TILE + 8)):
+        run_flash(source, *head(rng, n, m, 5), causal=True)
+
+
+@flash_shared.property(
+    "no number is loaded twice, and no tile that nobody sees",
+    hint="Each block loads K and V once, up to `visible`, and keeps nothing in global memory.",
+)
+def _(source, rng):
+    for n, m, d, causal in ((2 * TILE, 3 * TILE, 8, False), (3 * TILE, 3 * TILE, 8, True)):
+        report = run_flash(source, *head(rng, n, m, d), causal=causal)
+        if report.global_loaded > loaded(n, m, d, causal):
+            raise Failed(f"{report.global_loaded:,} bytes are loaded, where {loaded(n, m, d, causal):,} would do")
+
+
+@flash_shared.property(
+    "neighbouring threads read neighbouring addresses", hint="Let load_rows read global memory; score from the tiles."
+)
+def _(source, rng):
+    must_coalesce(run_flash(source, *head(rng, TILE, 2 * TILE, 24)))
+
+
+@flash_shared.property(
+    "the sixteen threads of a row share the work",
+    hint="Thread x has key first + x, and columns x, x + 16, ... of o_row.",
+)
+def _(source, rng):
+    d, n_tiles = 2 * TILE, 2
+    report = run_flash(source, *head(rng, TILE, n_tiles * TILE, d))
+    requests = sum(row.requests for row in report.rows if row.space == "shared" and row.kind == "load")
+    enough = 8 * n_tiles * (2 * d + d // TILE * (2 * TILE + 1))  # 8 warps: two numbers a product, and the old o_row
+    if requests > 2 * enough:
+        raise Failed(f"{requests:,} requests to shared memory, where {enough:,} would do")
+
+
+# --- 6.9 -------------------------------------------------------------------------------------------------------------
+
+swizzle = KernelExercise("6.9", "SWIZZLE", MODULE)
+ROWS, LANES = 64, 8
+
+SHOW_PLACES = r"""
+__global__ void show_places(int* out, int chunks) {
+  for (int e = threadIdx.x; e < 64 * chunks; e += 32) out[e] = place(e / chunks, e % chunks, chunks);
+}
+"""
+
+
+def places(source, chunks):
+    """place(row, chunk, chunks) for 64 rows, as a matrix."""
+    out = np.zeros((ROWS, chunks), np.int32)
+    launch(compiled(source + SHOW_PLACES, name="show_places"), 1, 32, 0, out, chunks)
+    return out
+
+
+def must_spread(groups, what):
+    """Raise Failed unless the eight places of each row of `groups` lie in eight different banks-of-four."""
+    for group in groups:
+        if len(set(group % LANES)) < LANES:
+            listed, banks = (", ".join(map(str, numbers)) for numbers in (group, group % LANES))
+            raise Failed(f"{what}: places {listed} modulo 8 are {banks}")
+
+
+@swizzle.property(
+    "every chunk stays in its row",
+    hint="Places row * chunks to row * chunks + chunks - 1 belong to a row. Take the row modulo 8 before you use it, or the "
+    "sum modulo chunks.",
+)
+def _(source, rng):
+    for chunks in (8, 16, 24):
+        got = places(source, chunks)
+        rows, columns = np.nonzero(got // chunks != np.arange(ROWS)[:, None])
+        if len(rows):
+            r, c = rows[0], columns[0]
+            raise Failed(f"place({r}, {c}, {chunks}) is {got[r, c]}, outside {r * chunks} to {(r + 1) * chunks - 1}")
+
+
+@swizzle.property("each chunk has a place of its own", hint="Two chunks at one place overwrite each other.")
+def _(source, rng):
+    for chunks in (8, 16, 24):
+        where, count = np.unique(places(source, chunks), return_counts=True)
+        if (count > 1).any():
+            raise Failed(f"{chunks} chunks a row: place {where[count > 1][0]} is given {count.max()} times")
+
+
+@swizzle.property(
+    "one chunk of eight neighbouring rows: no bank conflict",
+    hint="Places that differ by a multiple of 8 share their banks: the amount moved has to take eight values in eight rows.",
+)
+def _(source, rng):
+    for chunks in (8, 16, 24):
+        got = places(source, chunks)
+        must_spread(
+            [got[r : r + LANES, c] for c in range(chunks) for r in range(ROWS - LANES + 1)], f"{chunks} chunks a row"
+        )
+
+
+@swizzle.property(
+    "eight neighbouring chunks of one row: no bank conflict",
+    hint="The chunks of a row have to stay spread over the banks: move all of them by the same amount, or ^ with the same number.",
+)
+def _(source, rng):
+    for chunks in (8, 16, 24):
+        got = places(source, chunks)
+        must_spread([row[c : c + LANES] for row in got for c in range(0, chunks, LANES)], f"{chunks} chunks a row")

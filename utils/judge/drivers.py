@@ -1,0 +1,111 @@
+"""How an answer is called that is more than a function of arrays. The oracle is called in the same way.
+
+These run in the process that tries answers, except for the oracle's turn. Each returns Named values.
+"""
+
+
+class Named(dict):
+    """Results by name, in order."""
+
+
+def gradients(function, names, args):
+    """The result of a function of tensors, and the gradients of those with floats. names: what args are called."""
+    given = [_tracked(a) for a in args]
+    result = function(*given)
+    out = Named(result=result)
+    if hasattr(result, "requires_grad"):
+        pull(result)
+        out.update({f"gradient of {n}": a.grad for n, a in zip(names, given) if hasattr(a, "grad") and a.requires_grad})
+    return out
+
+
+def memory(function, args, kwargs):
+    """The result of a function, and the most bytes that Python and NumPy took at once while it was made."""
+    import tracemalloc
+
+    tracemalloc.start()
+    try:
+        return Named(named_parts(function(*args, **kwargs)), peak=tracemalloc.get_traced_memory()[1])
+    finally:
+        tracemalloc.stop()
+
+
+def named_parts(result):
+    """A result by name: {"result": it}, and of a tuple each part."""
+    return {f"result {i}": part for i, part in enumerate(result)} if isinstance(result, tuple) else {"result": result}
+
+
+def text(answer):
+    """A string that was handed in, as bytes."""
+    import numpy as np
+
+    value = answer.value()
+    if not isinstance(value, str):
+        raise TypeError(f"a string of CUDA source is expected, {type(value).__name__} was given")
+    return Named(text=np.frombuffer(value.encode(), np.uint8))
+
+
+def parameters(make_module, make):
+    """The parameters of a module, by name."""
+    return Named(_made(make_module, make).named_parameters())
+
+
+def module(make_module, make, values, copy, args, kwargs, with_gradients, of_parameters):
+    """The output of a module with given weights; with gradients, those of its inputs, and of its parameters, by name."""
+    built = _made(make_module, make)
+    floats = [a.dtype for a in args if hasattr(a, "is_floating_point") and a.is_floating_point()]
+    built.to(floats[0] if floats else next(iter(values.values())).dtype)
+    copy(built, values)
+    given = [_tracked(a) if with_gradients else a for a in args]
+    result = built(*given, **kwargs)
+    parts = result if isinstance(result, tuple) else (result,)
+    out = Named({f"output {i}" if len(parts) > 1 else "output": part for i, part in enumerate(parts)})
+    if with_gradients:
+        pull(parts[0])
+        out.update(
+            {f"gradient of input {i}": a.grad for i, a in enumerate(given) if getattr(a, "requires_grad", False)}
+        )
+        if of_parameters:
+            out.update({f"gradient of {name}": p.grad for name, p in built.named_parameters()})
+    return out
+
+
+def by_name(built, values):
+    """Put values into the parameters of the same names."""
+    for name, parameter in built.named_parameters():
+        parameter.data.copy_(values[name])
+
+
+def step(function, model, batches, optimizer):
+    """What a training step returns for each batch, and the weights after it."""
+    optimizer, out = optimizer(model.parameters()), Named()
+    for i, batch in enumerate(batches, 1):
+        result = function(model, optimizer, *batch)
+        out[f"what step {i} returns"] = result
+        out.update({f"{name} after step {i}": p.detach().clone() for name, p in model.named_parameters()})
+    return out
+
+
+def pull(result):
+    """Differentiate a weighted sum of a result: each entry counts differently."""
+    import torch
+
+    if result.requires_grad:
+        weights = torch.cos(torch.arange(result.numel(), dtype=torch.float64)).reshape(result.shape)
+        (result * weights.to(result.dtype) if result.ndim else result).sum().backward()
+
+
+def _made(make_module, make):
+    import torch
+
+    torch.manual_seed(0)
+    built = make_module(**make)
+    if not isinstance(built, torch.nn.Module):
+        raise TypeError(f"a torch.nn.Module is expected, {type(built).__name__} was made")
+    return built
+
+
+def _tracked(a):
+    if hasattr(a, "is_floating_point") and a.is_floating_point():
+        return a.detach().clone().requires_grad_()
+    return a

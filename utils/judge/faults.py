@@ -1,0 +1,57 @@
+"""What went wrong in an answer, in words: an exception, or what a kernel did."""
+
+import linecache
+import re
+import sysconfig
+import textwrap
+from pathlib import Path
+
+from utils.judge.result import Failed
+
+
+class Fault(Failed):
+    """A fault of a kernel, in the words of the CUDA runner.
+
+    `kind` is the runner's word for it ("race"), "" where there is no report; None where the source does not compile.
+    """
+
+    def __init__(self, why, details, kind):
+        super().__init__(why, details)
+        self.kind = kind
+
+
+def failed(error):
+    """An exception in the answer, with the learner's own line: in a notebook, its number within the cell."""
+    message = re.sub(r"0x[0-9a-fA-F]+", "0x...", error.message.strip().split("\n")[0])
+    if error.type_name == "CoursesOwn":
+        return Failed(message)
+    said = f"{error.type_name}: {message}" if message else error.type_name
+    for file, line in reversed(error.frames):
+        source = linecache.getline(file, line).strip()
+        if source and not _installed(file):
+            return Failed(f"{error.type_name} in line {line}", f"line {line}: {source}\n{in_full(said)}")
+    return Failed(_in_short(said), "" if _in_short(said) == said else in_full(said))
+
+
+def fault(error):
+    """An exception of the CUDA runner: the kernel does not compile, or does something wrong."""
+    kind = None
+    if hasattr(error, "report"):
+        kind = error.report.problems[0].kind if error.report and error.report.problems else ""
+    return Fault(_in_short(str(error)), "" if _in_short(str(error)) == str(error) else in_full(str(error)), kind)
+
+
+def in_full(message):
+    """A message with its long lines wrapped."""
+    return "\n".join(line if len(line) <= 110 else textwrap.fill(line, 110) for line in message.split("\n"))
+
+
+def _in_short(message):
+    return textwrap.shorten(message.split("\n")[0], 80, placeholder=" ...")
+
+
+def _installed(file):
+    """Whether a file belongs to Python, to an installed package or to the checks themselves."""
+    paths = sysconfig.get_paths()
+    ours = str(Path(__file__).parent)
+    return any(file.startswith(folder) for folder in (paths["stdlib"], paths["purelib"], paths["platlib"], ours))

@@ -1,1 +1,0 @@
-"""The parts of utils.plotting, one job a module. Lectures import utils.plotting, never these."""

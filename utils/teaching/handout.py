@@ -1,0 +1,68 @@
+"""A handout to print: the formulas, the worked example, the predictions with room for a pencil, and their answers."""
+
+import html
+import re
+
+from utils.teaching import page
+from utils.teaching.taught import lines_printed
+
+FORMULA = re.compile(r"\$\$.+?\$\$", re.DOTALL)
+
+
+def page_of(lecture):
+    """The handout of a lecture as a page."""
+    parts = [f"<h1>{page.inline(f'Lecture {lecture.number} · {lecture.title}')}</h1>"]
+    parts += [page.markdown(f"**{lecture.question}** Name: ______________________")]
+    parts += _formulas(lecture)
+    parts += _worked_example(lecture)
+    parts += _predictions(lecture)
+    return page.document(f"Handout, lecture {lecture.number}", "\n".join(parts))
+
+
+def _formulas(lecture):
+    rows = [
+        (lecture.sections[cell.place], formula)
+        for cell in lecture.view.core
+        if cell.kind == "markdown"
+        for formula in FORMULA.findall(cell.source)
+    ]
+    if rows:
+        yield "<h2>Formulas</h2>"
+    for section, formula in rows:
+        yield page.markdown(f"{section} {lecture.headings.get(section, '')}\n\n{formula}")
+
+
+def worked_example(lecture):
+    """The cells of the section whose heading names a worked example, as (kind, text, cell); [] where there is none."""
+    found, inside = [], False
+    for cell in lecture.view.core:
+        if cell.kind == "code":
+            found += [("code", cell.source, cell)] if inside else []
+            continue
+        for part in re.split(r"(?m)^(?=##+ )", cell.source):
+            if re.match(r"##+ ", part):
+                inside = "worked example" in part.splitlines()[0].lower() or (inside and part.startswith("####"))
+            if inside and part.strip():
+                found.append(("text", part, cell))
+    return found
+
+
+def _worked_example(lecture):
+    for kind, text, cell in worked_example(lecture):
+        if kind == "text":
+            yield page.markdown(re.sub(r"^###+ [\d.]+ ", "## ", text))
+            continue
+        yield f"<pre><code>{html.escape(text)}</code></pre>"
+        if printed := lines_printed(cell):
+            yield f"<pre>{html.escape(chr(10).join(printed))}</pre>"
+        yield from map(page.image, cell.figures)
+
+
+def _predictions(lecture):
+    yield '<h2 class="new-page">Predict before you run</h2>'
+    for number, prediction in enumerate(lecture.predictions, 1):
+        yield page.markdown(f"**{number}.** ({prediction.section or 'beginning'}) {prediction.question}")
+        yield '<div class="room"></div>'
+    yield '<h2 class="new-page">What came out</h2>'
+    lines = [f"**{number}.** {prediction.answer}" for number, prediction in enumerate(lecture.predictions, 1)]
+    yield page.markdown("\n\n".join(lines))
