@@ -7,6 +7,7 @@
 """
 
 import types
+import warnings
 
 import pytest
 
@@ -118,10 +119,16 @@ class Exercises:
 
     def test_a_factor_wrong_by_five_percent_fails(self, exercise):
         """Inside of the solution, and in each part of what a function or module returns."""
-        inside = mutated(self.lecture, scale=True, only=(exercise.number,))
-        wrong = [a.name for a in inside if verdict(a) == SURVIVED]
-        wrong += [name for name, answer in scaled_results(exercise) if exercise.judge(answer).passed]
-        assert wrong == []
+
+        def accepted():
+            inside = mutated(self.lecture, scale=True, only=(exercise.number,))
+            wrong = [a.name for a in inside if verdict(a) == SURVIVED]
+            return wrong + [name for name, answer in scaled_results(exercise) if exercise.judge(answer).passed]
+
+        if wrong := accepted():  # a hole is there each time; what is there once in a while has to be heard of
+            warnings.warn(f"accepted at first: {wrong}", stacklevel=1)
+            wrong = accepted()
+        assert not wrong, wrong
 
     def test_a_right_answer_written_differently_passes(self, exercise, answer):
         result, text = report(exercise, answer)
