@@ -53,13 +53,12 @@ def _load(path):
     def weight(name, n_heads=None):
         """A matrix as (d_in, d_out), a view of the (d_out, d_in) of the file."""
         nonlocal filled
-        rows = file.tensor(name + ".weight")
+        size = math.prod(file.shapes[name + ".weight"])
+        rows = file.tensor(name + ".weight", out=store[filled : filled + size])
         if n_heads:
-            rows = half_split(rows, n_heads)
-        place = store[filled : filled + rows.size].reshape(rows.shape)
-        place[:] = rows
-        filled += rows.size
-        return torch.from_numpy(place.T)
+            rows[:] = half_split(rows, n_heads)
+        filled += size
+        return torch.from_numpy(rows.T)
 
     def norm(name):
         return RMSNorm(weight(name), config.epsilon)
