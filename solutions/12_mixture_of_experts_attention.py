@@ -1292,7 +1292,8 @@ quiz.answer({"a": 0.159, "b": 1, "c": 0, "d": "times e"}, gate_of_3 - gate_of_2,
 
 # %% tags=["quiz"]
 half_half = 50.0 * torch.eye(4).double()[[0, 1] * 8]  # logits of 16 tokens
-quiz.answer({"a": 1, "b": 4, "c": 0.5, "d": 2}, load_balancing_loss(half_half, 1).item(),
+two_of_four = load_balancing_loss(half_half, 1).item()
+quiz.answer({"a": 1, "b": 4, "c": 0.5, "d": 2}, two_of_four,
             "4 * (1/2 * 1/2 + 1/2 * 1/2). It is 1 when all loads are equal.")
 
 # %% [markdown] tags=["quiz"]
