@@ -1335,6 +1335,89 @@ plotting.show("Four block masks of eight by eight: a band, a band with one block
 # DeepSeek-AI 2025 (DeepSeek-V3.2-Exp report) · Dao et al. 2022 (block-sparse FlashAttention, 2205.14135, § 3.3).
 
 # %% [markdown]
+# ## Quiz
+
+# %% [markdown] tags=["quiz"]
+# **1.** A window of 16 (the query and the 15 keys before it), five layers, 200 tokens. Of how many tokens, itself included,
+# can the last query know something?
+#
+# - a) 16
+# - b) 80
+# - c) 76
+# - d) all 200
+
+# %% tags=["quiz"]
+from utils import quiz
+
+known = int(reachable(sliding_window_mask(200, 200, 16), 5)[-1].sum())
+quiz.answer({"a": 16, "b": 80, "c": 76, "d": 200}, known,
+            "Each layer adds w - 1 keys, not w: 5 * 15, and the query itself.")
+
+# %% [markdown] tags=["quiz"]
+# **2.** A model was trained with `sliding_window=8` of transformers, and is causal. Which `window_size=(left, right)` of
+# flash-attn serves it with the same mask?
+#
+# - a) (8, 0)
+# - b) (9, 0)
+# - c) (4, 4)
+# - d) (7, 0)
+
+# %% tags=["quiz"]
+lag = np.arange(32)[:, None] - np.arange(32)
+offered = {"a": (8, 0), "b": (9, 0), "c": (4, 4), "d": (7, 0)}
+equal_masks = [(left, right) for left, right in offered.values() if np.array_equal(
+    (lag <= left) & (-lag <= right), sliding_window_mask(32, 32, 8))]
+quiz.answer(offered, equal_masks[0],
+            "There left and right do not count the query; sliding_window does.")
+
+# %% [markdown] tags=["quiz"]
+# **3.** Each compressed key is the mean of 8 keys: that of block 0 of the keys 0 to 7, and so on. Which is the first query
+# that may see the compressed key of block 2?
+#
+# - a) query 15
+# - b) query 16
+# - c) query 23
+# - d) query 24
+
+# %% tags=["quiz"]
+in_block_2 = np.zeros((40, 1))
+in_block_2[16:24] = 1  # the values: whoever sees block 2 gets more than 0
+moved = compressed_attention(np.zeros((40, 4)), np.zeros((40, 4)), in_block_2, 8)
+quiz.answer({"a": 15, "b": 16, "c": 23, "d": 24}, int(np.flatnonzero(moved)[0]),
+            "Its last key is key 23: earlier queries would read their future.")
+
+# %% [markdown] tags=["quiz"]
+# **4.** In a block of 16 keys one has the product 32 with the query; the other 15 stand at right angles to it. What is the
+# product of the query with the mean key?
+#
+# - a) 2
+# - b) 8
+# - c) 32
+# - d) 0, the 15 hide it
+
+# %% tags=["quiz"]
+one_match = np.zeros((16, 4))
+one_match[5, 0] = 32
+quiz.answer({"a": 2, "b": 8, "c": 32, "d": 0}, one_match.mean(0) @ np.eye(4)[0],
+            "A mean of 16 keeps a 16th of a lone key. A larger block keeps less.")
+
+# %% [markdown] tags=["quiz"]
+# **5.** A model with a lightning indexer reads the 2,048 best keys of each query. The text becomes twice as long, and still
+# 2,048 are read. The number of index scores, without a mask, becomes ...
+#
+# - a) twice as large
+# - b) four times as large
+# - c) a little more than twice as large
+# - d) no larger
+
+# %% tags=["quiz"]
+pairs_scored = [LightningIndexer(16, 2, 4)(torch.zeros(1, tokens, 16)).numel()
+                for tokens in (32, 64)]
+quiz.answer({"a": 2, "b": 4, "c": "n log n", "d": 1},
+            pairs_scored[1] / pairs_scored[0],
+            "What is read grows with n; the choice still looks at every pair.")
+
+# %% [markdown]
 # ## Going further
 #
 # Short sections, each alone, in any order. No later lecture needs them.

@@ -1106,6 +1106,92 @@ plotting.show("Cache bytes a token against the number of key heads: a straight l
 # 4. Write the backward pass of `grouped_attention`. Which gradient is a sum over a group?
 
 # %% [markdown]
+# ## Quiz
+
+# %% [markdown] tags=["quiz"]
+# **1.** 40 layers, 32 heads of queries on 4 heads of keys and values, each of width 128, two bytes a number. How many KiB
+# of cache does one token take?
+#
+# - a) 40
+# - b) 640
+# - c) 160
+# - d) 80
+
+# %% tags=["quiz"]
+from utils import quiz
+
+one_token, none_yet = (np.zeros((2, 4, count, 128), np.float16) for count in (1, 0))
+asker = np.zeros((32, 1, 128), np.float16)
+_, kept_k, kept_v = grouped_step(asker, *one_token, *none_yet)
+quiz.answer({"a": 40, "b": 640, "c": 160, "d": 80},
+            40 * (kept_k.nbytes + kept_v.nbytes) / 1024,
+            "Keys and values of 4 heads; 8 is the size of a group, not their number.")
+
+# %% [markdown] tags=["quiz"]
+# **2.** 8 heads of queries on 2 of keys, trained with `repeat_interleave`. By mistake `repeat` is called. How many of the
+# 8 heads still ask the right keys?
+#
+# - a) one
+# - b) two
+# - c) four
+# - d) all eight
+
+# %% tags=["quiz"]
+two_heads = torch.arange(2)
+agreeing = int((two_heads.repeat_interleave(4) == two_heads.repeat(4)).sum())
+quiz.answer({"a": 1, "b": 2, "c": 4, "d": 8}, agreeing,
+            "Heads 0, 2, 5 and 7: a test that looks at the first head sees no error.")
+
+# %% [markdown] tags=["quiz"]
+# **3.** A prompt is read by 32 heads of queries on 8 heads of keys. Compared with 32 heads of keys, how many scores are
+# computed?
+#
+# - a) an eighth as many
+# - b) as many
+# - c) a quarter as many
+# - d) a sixteenth as many
+
+# %% tags=["quiz"]
+asking = np.zeros((32, 10, 16))
+scores_of = {n: (asking.reshape(n, -1, 10, 16) @ np.zeros((n, 1, 16, 10))).size
+             for n in (8, 32)}
+quiz.answer({"a": 1 / 8, "b": 1, "c": 1 / 4, "d": 1 / 16}, scores_of[8] / scores_of[32],
+            "Each query head has a row of its own; only keys and values are shared.")
+
+# %% [markdown] tags=["quiz"]
+# **4.** A model has 8 heads of queries on 2 of keys. Its code calls `repeat_interleave` on new keys and values, puts the
+# result into the cache, and attends to that. What does this change?
+#
+# - a) the cache is four times as large
+# - b) the output is wrong
+# - c) the output is wrong, and the cache larger
+# - d) nothing: a repeated head is a view
+
+# %% tags=["quiz"]
+asked, fresh = torch.randn(1, 8, 1, 16), torch.randn(1, 2, 5, 16)
+stored = fresh.repeat_interleave(4, dim=1)
+heard = [grouped_query_attention_torch(asked, each, each) for each in (stored, fresh)]
+same_output = torch.allclose(*heard, atol=1e-5)
+growth = stored.untyped_storage().nbytes() / fresh.untyped_storage().nbytes()
+quiz.answer({"a": (True, 4), "b": (False, 1), "c": (False, 4), "d": (True, 1)},
+            (same_output, growth), "A test of the output does not find it.")
+
+# %% [markdown] tags=["quiz"]
+# **5.** Decoding, 32 heads of queries on 4 of keys, two bytes a number, 64 texts at once. How many operations (each
+# multiplication and each addition counts) are there for each byte of cache?
+#
+# - a) 1
+# - b) 64
+# - c) 512
+# - d) 8
+
+# %% tags=["quiz"]
+texts_at_once = np.zeros((64, 2, 4, 100, 16), np.float16)  # keys, values; 100 tokens
+operations = 64 * 32 * 100 * 4 * 16  # texts, query heads, keys; two products of 16
+quiz.answer({"a": 1, "b": 64, "c": 512, "d": 8}, operations / texts_at_once.nbytes,
+            "As many as heads share a key; each text brings a cache of its own.")
+
+# %% [markdown]
 # ## Going further
 #
 # Short sections, each alone, in any order.

@@ -1226,6 +1226,89 @@ plotting.show("Three equal rows of numbers: the first eight outputs of the word 
 # 4. Why may `k_rope` not be normalised together with the latent? Think of what a rotation keeps.
 
 # %% [markdown]
+# ## Quiz
+
+# %% [markdown] tags=["quiz"]
+# **1.** A latent of 256 numbers, heads of 64, and 32 columns more for the rotation. In the absorbed form, what are the
+# scores divided by?
+#
+# - a) $\sqrt{288}$
+# - b) $\sqrt{96}$
+# - c) $\sqrt{256}$
+# - d) $\sqrt{64}$
+
+# %% tags=["quiz"]
+from utils import quiz
+
+asked_layer = MultiHeadLatentAttention(512, 16, 64, 256, 32)
+under_the_root = asked_layer.scale**-2
+quiz.answer({"a": 288, "b": 96, "c": 256, "d": 64}, under_the_root,
+            "In either form it is the score of a key with 64 + 32 columns.")
+
+# %% [markdown] tags=["quiz"]
+# **2.** The same layer has 16 heads. How many numbers does it cache for a token?
+#
+# - a) 288
+# - b) 768
+# - c) 512
+# - d) 2,048
+
+# %% tags=["quiz"]
+with torch.no_grad():
+    *_, one_latent, one_key = asked_layer.project(torch.zeros(1, 1, 512),
+                                                  torch.arange(1))
+for_a_token = one_latent.numel() + one_key.numel()
+quiz.answer({"a": 288, "b": 768, "c": 512, "d": 2048}, for_a_token,
+            "One latent for keys and values, and one rotated key for all heads.")
+
+# %% [markdown] tags=["quiz"]
+# **3.** That layer against grouped queries with 4 key heads of 64: the heads are spread over several devices. From how
+# many devices on does the grouped layer cache less on each device?
+#
+# - a) 2
+# - b) 4
+# - c) 16
+# - d) never
+
+# %% tags=["quiz"]
+fewer_on_each = [count for count in (1, 2, 4, 8, 16)
+                 if 2 * 64 * max(4 // count, 1) < for_a_token]
+quiz.answer({"a": 2, "b": 4, "c": 16, "d": "never"}, fewer_on_each[0],
+            "512 numbers are dealt out; the latent lies on every device as it is.")
+
+# %% [markdown] tags=["quiz"]
+# **4.** $W_K$ and $W_V$ are random, 48 × 64 each. All inputs lie in a space of 3 directions. How many numbers must a joint
+# latent have to lose nothing on these inputs?
+#
+# - a) 48
+# - b) 128
+# - c) 6, three for keys and three for values
+# - d) 3
+
+# %% tags=["quiz"]
+chance = np.random.default_rng(0)
+in_three = chance.standard_normal((100, 3)) @ chance.standard_normal((3, 48))
+random_k, random_v = chance.standard_normal((2, 48, 64))
+both_made = in_three @ np.concatenate([random_k, random_v], axis=1)  # (100, 128)
+quiz.answer({"a": 48, "b": 128, "c": 6, "d": 3}, int(np.linalg.matrix_rank(both_made)),
+            "Keys and values are made from the same three coordinates of the input.")
+
+# %% [markdown] tags=["quiz"]
+# **5.** A prompt of 1,000 tokens is read at once, with the sizes of DeepSeek-V3. Which form needs fewer operations?
+#
+# - a) the absorbed one: it makes no keys
+# - b) none: only brackets are moved
+# - c) the expanded one
+# - d) the absorbed one: its cache is smaller
+
+# %% tags=["quiz"]
+of_prompt = {name: flops(1000, 1000, name == "absorbed")
+             for name in ("expanded", "absorbed")}
+quiz.answer({"a": "absorbed", "b": "none", "c": "expanded", "d": "absorbed, cache"},
+            min(of_prompt, key=of_prompt.get),
+            "Every pair costs 576 + 512 columns absorbed, and 192 + 128 expanded.")
+
+# %% [markdown]
 # ## Going further
 #
 # Short sections, each alone, in any order. No later lecture needs them.

@@ -1377,6 +1377,92 @@ print(f"1.5 times 0.999 in bfloat16: {(0.999 * torch.tensor(1.5).bfloat16()).ite
 # **Exercises left**: all that say "not attempted yet" above; they work after Run All.
 
 # %% [markdown]
+# ## Quiz
+
+# %% [markdown] tags=["quiz"]
+# **1.** Keys and values of 16 numbers, a text of 1,000 tokens. How many numbers does a head of linear attention keep to
+# write the next token?
+#
+# - a) 32,000
+# - b) 256
+# - c) 16,000
+# - d) 32
+
+# %% tags=["quiz"]
+from utils import quiz
+
+long_text = np.zeros((1000, 16))
+_, kept_state = chunked_attention(long_text, long_text, long_text, 100)
+quiz.answer({"a": 32_000, "b": 256, "c": 16_000, "d": 32}, kept_state.size,
+            "A state of 16 x 16, whatever the length.")
+
+# %% [markdown] tags=["quiz"]
+# **2.** The same unit key is written twice into an empty memory, first with the value 3, then with 5 (keep 1, write 1).
+# What do the sum and the delta rule answer to this key?
+#
+# - a) 5 and 5
+# - b) 4 and 5
+# - c) 8 and 4
+# - d) 8 and 5
+
+# %% tags=["quiz"]
+unit, full, replies = np.eye(8)[2], np.ones(1), []
+for erase_old in (False, True):
+    written = memory_step(np.zeros((8, 1)), unit, 3 * full, full, full, erase_old)
+    written = memory_step(written, unit, 5 * full, full, full, erase_old)
+    replies.append(f"{(unit @ written).item():.0f}")
+quiz.answer({"a": "5 and 5", "b": "4 and 5", "c": "8 and 4", "d": "8 and 5"},
+            " and ".join(replies),
+            "The delta rule takes its old answer away before it writes; a sum adds.")
+
+# %% [markdown] tags=["quiz"]
+# **3.** A memory answers 1 to a key of length 2. The delta rule writes the value 0 for this key, with $\beta=1$. What does
+# the memory answer to it now?
+#
+# - a) 0, it was erased
+# - b) 0.25
+# - c) -3
+# - d) 1
+
+# %% tags=["quiz"]
+key_of_2 = 2 * np.eye(8)[3]
+remembered = key_of_2[:, None] / 4  # answers 1
+remembered = memory_step(remembered, key_of_2, np.zeros(1), full, full, True)
+quiz.answer({"a": 0, "b": 0.25, "c": -3, "d": 1}, float(key_of_2 @ remembered[:, 0]),
+            "The old answer is multiplied by 1 - 2^2: keys must be normalised.")
+
+# %% [markdown] tags=["quiz"]
+# **4.** A state of 0, $a=-1$, $b=1$, and one input $x=1$ with a step of $\Delta=1$. What is in the state, if the step is taken
+# as Mamba's code takes it?
+#
+# - a) 1
+# - b) 0.632
+# - c) 0.368
+# - d) 0.5
+
+# %% tags=["quiz"]
+lone = np.ones((1, 1, 1))
+_, after_one = scan(lone, lone, -np.ones((1, 1)), lone, lone, np.zeros((1, 1, 1)))
+quiz.answer({"a": 1, "b": 0.632, "c": 0.368, "d": 0.5}, float(after_one[0, 0, 0]),
+            "Its code takes Euler for b: step times input. A hold would give 0.632.")
+
+# %% [markdown] tags=["quiz"]
+# **5.** A layer of Mamba has 32 channels, 16 numbers of state for each, and a convolution of width 4. How many numbers
+# must be handed over from a prompt to the next token?
+#
+# - a) 512
+# - b) 608
+# - c) 640
+# - d) more after a longer prompt
+
+# %% tags=["quiz"]
+prompt_of_9, asked_by = np.ones((1, 9, 32)), np.ones((1, 9, 16))
+_, (tail_kept, h_kept) = stream(prompt_of_9, prompt_of_9, -np.ones((32, 16)), asked_by,
+                                asked_by, np.ones((32, 4)))
+quiz.answer({"a": 512, "b": 608, "c": 640, "d": "more"}, tail_kept.size + h_kept.size,
+            "32 * 16 of the scan, and the last 3 inputs of each convolution.")
+
+# %% [markdown]
 # ## Going further
 #
 # ### 10.7 A selective scan in CUDA: the state in registers

@@ -1131,6 +1131,87 @@ plotting.show("Four equal rows of numbers: the first eight outputs from the loop
 # 4. Take $v_0$ away in one layer of SmolLM2 only, with `keep=0.0` there: which layers need it?
 
 # %% [markdown]
+# ## Quiz
+
+# %% [markdown] tags=["quiz"]
+# **1.** Training has made $\lambda=1.3$. What does a row of weights, map 1 minus $\lambda$ map 2, sum to?
+#
+# - a) 1, as in every softmax
+# - b) 0, because $\lambda$ is clipped to 1
+# - c) 0.3
+# - d) -0.3
+
+# %% tags=["quiz"]
+from utils import quiz
+
+two_rows = softmax(np.random.default_rng(0).standard_normal((2, 50)))
+row_sum = (two_rows[0] - 1.3 * two_rows[1]).sum()
+quiz.answer({"a": 1, "b": 0, "c": 0.3, "d": -0.3}, row_sum,
+            "Both rows sum to 1, and nothing keeps the factor between 0 and 1.")
+
+# %% [markdown] tags=["quiz"]
+# **2.** The errors of two maps have variance 1 each, and have nothing to do with one another. What is the variance of the
+# error after the subtraction with $\lambda=1$?
+#
+# - a) 0, they cancel
+# - b) 1
+# - c) 2
+# - d) 1/2
+
+# %% tags=["quiz"]
+error_1, error_2 = np.array([1, -1, 1, -1]), np.array([1, 1, -1, -1])  # uncorrelated
+quiz.answer({"a": 0, "b": 1, "c": 2, "d": 1 / 2}, np.var(error_1 - error_2),
+            "Variances add. Only errors that both maps share are subtracted away.")
+
+# %% [markdown] tags=["quiz"]
+# **3.** Your library has `scaled_dot_product_attention` and nothing for differential attention. How many calls give the
+# exact result of one head?
+#
+# - a) two
+# - b) one, with the query $q_1-\lambda q_2$
+# - c) one, with the values $(1-\lambda)\,v$
+# - d) none, a kernel must hold both maps
+
+# %% tags=["quiz"]
+made_up = np.random.default_rng(0).standard_normal((5, 1, 6, 8))
+q_a, k_a, q_b, k_b, v_ab = torch.from_numpy(made_up)
+guesses = {"two": sdpa(q_a, k_a, v_ab) - 0.8 * sdpa(q_b, k_b, v_ab),
+           "q": sdpa(q_a - 0.8 * q_b, k_a, v_ab), "v": sdpa(q_a, k_a, 0.2 * v_ab)}
+true_one = subtract_map(*made_up, 0.8)
+exact_ones = [how for how, guess in guesses.items() if np.allclose(guess, true_one)]
+quiz.answer({"a": "two", "b": "q", "c": "v", "d": "none"}, exact_ones[0],
+            "One for each map, then subtract; a kernel of its own only saves bytes.")
+
+# %% [markdown] tags=["quiz"]
+# **4.** DIFF V2 with 8 query heads on 2 key heads makes 4 pairs. By mistake query head $i$ is paired with $i+4$. How many
+# pairs subtract values of another key group?
+#
+# - a) none
+# - b) four
+# - c) one
+# - d) two, the outer ones
+
+# %% tags=["quiz"]
+of_group = np.repeat([0, 1], 4)  # the key head of each query head
+mixed_pairs = int((of_group[:4] != of_group[4:]).sum())
+quiz.answer({"a": 0, "b": 4, "c": 1, "d": 2}, mixed_pairs,
+            "Neighbours share a key head, so pairs must be neighbours: 2i and 2i + 1.")
+
+# %% [markdown] tags=["quiz"]
+# **5.** A query sees two keys, both with the score 0, and a learned sink of score 0. What do the weights of the two keys sum
+# to?
+#
+# - a) 2/3
+# - b) 1, softmax spends all
+# - c) 1/2, the gate is $\sigma(0)$
+# - d) 0
+
+# %% tags=["quiz"]
+sink_row = softmax(np.zeros(3))  # two keys, and the sink without a value
+quiz.answer({"a": 2 / 3, "b": 1, "c": 1 / 2, "d": 0}, sink_row[:2].sum(),
+            "The gate is sigmoid(LSE - s), and the LSE of two zeros is ln 2.")
+
+# %% [markdown]
 # ## Going further
 #
 # Short sections, each alone, in any order. No later lecture needs them.

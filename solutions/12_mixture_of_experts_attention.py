@@ -1262,6 +1262,91 @@ plotting.show("Four equal rows of numbers: the first eight outputs of the word i
 # 4. Write a leak that your `test_causal` does not find.
 
 # %% [markdown]
+# ## Quiz
+
+# %% [markdown] tags=["quiz"]
+# **1.** Four experts, one chosen, the softmax over the chosen alone. The logits are 2, 0, 0, 0; then the 2 becomes a 3. How
+# much larger is the gate of the chosen expert?
+#
+# - a) by 0.159
+# - b) by 1
+# - c) by 0
+# - d) by a factor of $e$
+
+# %% tags=["quiz"]
+from utils import quiz
+
+gate_of_2, gate_of_3 = (top_k_gates(np.array([top, 0.0, 0.0, 0.0]), 1)[0]
+                        for top in (2.0, 3.0))
+quiz.answer({"a": 0.159, "b": 1, "c": 0, "d": "times e"}, gate_of_3 - gate_of_2,
+            "It is 1 both times, so the router gets no gradient from it.")
+
+# %% [markdown] tags=["quiz"]
+# **2.** Four experts, one chosen, each with probability 1. Half of all tokens go to expert 0, half to expert 1, none to the
+# others. What is the auxiliary loss?
+#
+# - a) 1
+# - b) 4
+# - c) 0.5
+# - d) 2
+
+# %% tags=["quiz"]
+half_half = 50.0 * torch.eye(4).double()[[0, 1] * 8]  # logits of 16 tokens
+two_of_four = load_balancing_loss(half_half, 1).item()
+quiz.answer({"a": 1, "b": 4, "c": 0.5, "d": 2}, two_of_four,
+            "4 * (1/2 * 1/2 + 1/2 * 1/2). It is 1 when all loads are equal.")
+
+# %% [markdown] tags=["quiz"]
+# **3.** 16 tokens, four experts, one chosen, capacity factor 1.25, first come, first served. All tokens choose expert 0.
+# Which of them pass by the layer?
+#
+# - a) the last 11
+# - b) none
+# - c) the first 11
+# - d) the 11 with the smallest gates
+
+# %% tags=["quiz"]
+has_room = kept_slots(np.zeros((16, 1), int), 4, math.ceil(1.25 * 16 / 4))[:, 0]
+outcomes = {"the last 11": np.arange(16) < 5, "none": np.arange(16) < 16,
+            "the first 11": np.arange(16) >= 11}
+outcome = [name for name, rows in outcomes.items() if np.array_equal(rows, has_room)]
+quiz.answer({"a": "the last 11", "b": "none", "c": "the first 11", "d": "by gate"},
+            outcome[0], "There is room for 5; they come in the order of the text.")
+
+# %% [markdown] tags=["quiz"]
+# **4.** A layer with a causal mask, and an expert that takes the two of four tokens with the largest logits, with a gate of
+# 1. They are 3, 1, 0, -1. The last token is replaced by one with the logit 2. How many of the earlier outputs change?
+#
+# - a) none, the mask is causal
+# - b) one
+# - c) two
+# - d) all three
+
+# %% tags=["quiz"]
+outs_of_4, own_4 = [], np.eye(4)
+for last_logit in (-1, 2):
+    taken = largest(np.array([3.0, 1.0, 0.0, last_logit]), 2)[:, None] * 1.0
+    outs_of_4.append(routed_attention(own_4, taken, own_4[None], own_4, own_4,
+                                      own_4[None], causal=True))
+changed_rows = (outs_of_4[0] != outs_of_4[1])[:3].any(axis=1).sum()
+quiz.answer({"a": 0, "b": 1, "c": 2, "d": 3}, int(changed_rows),
+            "The token with logit 1 loses its expert to one that comes later.")
+
+# %% [markdown] tags=["quiz"]
+# **5.** A mixture of 16 attention experts of width 64; each token chooses 4. How many numbers does a token leave in the cache?
+#
+# - a) 512
+# - b) 2,048
+# - c) 128
+# - d) 64
+
+# %% tags=["quiz"]
+sixteen = RoutedAttention(32, 16, 64, 4)
+quiz.answer({"a": 512, "b": 2048, "c": 128, "d": 64},
+            sixteen.w_k.shape[1] + sixteen.w_v.shape[1],
+            "One key and one value, shared by all experts, rotated once.")
+
+# %% [markdown]
 # ## Going further
 #
 # Short sections, each alone, in any order. No later lecture needs them.

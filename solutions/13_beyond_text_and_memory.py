@@ -783,6 +783,87 @@ plotting.show("Four equal rows of three numbers: the new features of node A by h
 # 4. `memory_by_gradient` with forgetting: at which α is the mean error of 13.8 least?
 
 # %% [markdown]
+# ## Quiz
+
+# %% [markdown] tags=["quiz"]
+# **1.** A graph of 6 nodes and 18 edges, all scores equal. One node sees itself and three others. Which weight has each of
+# its edges?
+#
+# - a) 1/18
+# - b) 1/6
+# - c) 1/3
+# - d) 1/4
+
+# %% tags=["quiz"]
+from utils import quiz
+
+looking = np.repeat(np.arange(6), [4, 4, 3, 3, 2, 2])  # who looks, for each of 18 edges
+of_each = segment_softmax(np.zeros((18, 1)), looking, 6)[0, 0]
+quiz.answer({"a": 1 / 18, "b": 1 / 6, "c": 1 / 3, "d": 1 / 4}, of_each,
+            "Its own four edges sum to 1, that to itself is one of them.")
+
+# %% [markdown] tags=["quiz"]
+# **2.** In a head of GAT the node A gives B a larger score than C. D also sees B and C. To which of them does D give the larger
+# score?
+#
+# - a) to B
+# - b) to C
+# - c) it depends on the features of D
+# - d) to neither: both scores are equal
+
+# %% tags=["quiz"]
+parts_of_d = np.linspace(-9, 9, 1000)  # the query's part of the score; B has 2, C has 1
+ahead = leaky_relu(parts_of_d + 2) > leaky_relu(parts_of_d + 1)
+quiz.answer({"a": "B", "b": "C", "c": "it depends", "d": "neither"},
+            "B" if ahead.all() else "it depends",
+            "Each query adds one number to all keys, and LeakyReLU keeps their order.")
+
+# %% [markdown] tags=["quiz"]
+# **3.** ISAB with 8 inducing points reads a set of 100 elements. How many rows come out?
+#
+# - a) 8
+# - b) 100
+# - c) 1, for the whole set
+# - d) 800
+
+# %% tags=["quiz"]
+induced = InducedSetAttention(16, 2, 8)
+with torch.no_grad():
+    rows_out = induced(torch.zeros(1, 100, 16)).shape[1]
+quiz.answer({"a": 8, "b": 100, "c": 1, "d": 800}, rows_out,
+            "The points gather, then every element asks them. PMA is the pooling.")
+
+# %% [markdown] tags=["quiz"]
+# **4.** An attention pooling gives 3.5 for a set of two numbers, 2 and 4. Each number is put into the set three times. What
+# does it give now?
+#
+# - a) 10.5
+# - b) 3, the mean
+# - c) 1.17
+# - d) 3.5
+
+# %% tags=["quiz"]
+set_of_2, scores_of_2 = np.array([2.0, 4.0]), np.log([1.0, 3.0])  # weights 1/4 and 3/4
+three_times = softmax(np.tile(scores_of_2, 3)) @ np.tile(set_of_2, 3)
+quiz.answer({"a": 10.5, "b": 3, "c": 1.17, "d": 3.5}, three_times,
+            "An average does not count; a sum would give three times as much.")
+
+# %% [markdown] tags=["quiz"]
+# **5.** A memory that takes a gradient step for each token, rate 0.5, no momentum. It reads the same unit key with the value 1
+# twice. What does it answer to this key then?
+#
+# - a) 1, as the delta rule does
+# - b) 0.5
+# - c) 0.75
+# - d) 0.25
+
+# %% tags=["quiz"]
+same_key = torch.eye(4).double()[[2, 2]]
+read_out, _ = memory_by_gradient(same_key, same_key, torch.ones(2, 1).double(), 0.5)
+quiz.answer({"a": 1, "b": 0.5, "c": 0.75, "d": 0.25}, read_out[-1, 0].item(),
+            "Each step takes away half of the error: 1, then 0.5, then 0.25.")
+
+# %% [markdown]
 # ## Going further
 #
 # Short sections, each alone, in any order.
