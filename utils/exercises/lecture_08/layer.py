@@ -75,6 +75,7 @@ def _(ask, rng):
     ask.parameters()
     ask.parameters(d_model=18, n_heads=9, n_kv_heads=3)
     ask.parameters(d_model=6, n_heads=3, n_kv_heads=1)
+    ask.begins(256**-0.5, d_model=256)
 
 
 @GroupedQueryAttention.property(
