@@ -1,7 +1,10 @@
 """Mutants that no input can tell from the right answer, with the reason; names as `Mutant.name` has them."""
 
-EMPTY_ROUND = "one more round of the loop finds no keys: every weight is 0"
+EMPTY_ROUND = "one more round of the loop finds nothing left, and adds 0"
 ONE = "the axis has one entry"
+SQUARE = "there are as many queries as keys: the mean of the sums is the same along both"
+LAST = "there are two axes: the last one is number 1"
+WRITTEN = "every entry is written"
 DEFAULT = "what is left out is the default"
 
 EQUIVALENT = {
@@ -16,7 +19,7 @@ EQUIVALENT = {
         "line 25.10: 0 becomes 1": "what stands there is multiplied by a p of 0",
     },
     "2.5": {
-        "line 14.55: -1 becomes 1": "w_o has two axes: the last one is number 1",
+        "line 14.55: -1 becomes 1": LAST,
     },
     "4.7": {
         "line 18.11: row[j] = expf(row[j] - maximum);: expf(row[j] - maximum) times 1.05": "every weight is divided by the sum"
@@ -32,14 +35,14 @@ EQUIVALENT = {
     },
     "7D": {"line 25.50: 0 becomes -1": ONE},
     "7E": {
-        "line 10.52: -1 becomes 1": "there are as many queries as keys: the mean of the sums is the same along both",
-        "line 10.52: 1 becomes 2": "there are as many queries as keys: the mean of the sums is the same along both",
+        "line 10.52: -1 becomes 1": SQUARE,
+        "line 10.52: 1 becomes 2": SQUARE,
     },
     "7G": {
         "line 33.47: for (int first = block * block_size; first < end; first += B: < becomes <=": EMPTY_ROUND,
     },
     "8C": {
-        "line 13.61: np.zeros(w_o.shape): ones instead": "every head is written",
+        "line 13.61: np.zeros(w_o.shape): ones instead": WRITTEN,
         "line 15.33: 1.05 * (v[h].T @ v[h // group * group])": "a rotation is taken out of it, whatever its size",
     },
     "8F": {"line 21.32: for (int first = begin; first < end; first += KEYS) {: < becomes <=": EMPTY_ROUND},
@@ -50,7 +53,44 @@ EQUIVALENT = {
     },
     "9B": {"line 13.79: 0 becomes -1": ONE},
     "9F": {"line 20.32: for (int first = begin; first < end; first += KEYS) {: < becomes <=": EMPTY_ROUND},
-    "10B": {"line 9.8: 1.05 * (features.of_q(q) @ features.of_k(k).mT)": "every row is divided by its sum"},
+    "10A": {
+        "line 11.36: 2 becomes 3": "the first product has all leading axes: the sum has them too",
+        "line 12.10: np.zeros((*q.shape[:-1], v.shape[-1])...: ones instead": WRITTEN,
+    },
+    "10B": {
+        "line 9.8: 1.05 * (features.of_q(q) @ features.of_k(k).mT)": "every row is divided by its sum",
+        "line 11.34: -1 becomes 1": SQUARE,
+        "line 11.34: 1 becomes 2": SQUARE,
+    },
+    "10C": {"line 10.47: 0 becomes -1": ONE},
+    "10G": {
+        "line 35.22: for (int c = 0; c < C && first + y < n_queries && x + TILE *: < becomes <=": "x + TILE * C is no "
+        "column of a block",
+        "line 22.28: for (int first = 0; first < n_queries; first += TILE) {: < becomes <=": "a round without queries "
+        "writes nothing",
+        "line 31.22: for (int r = 0; r < TILE; ++r) {: < becomes <=": "r <= y is never true for r = TILE",
+    },
+    "11C": {"line 18.28: for (int first = 0; first < visible; first += TILE) {: < becomes <=": EMPTY_ROUND},
+    "12A": {
+        "line 10.13: np.argsort(-logits, axis=-1, kind='st... without axis": DEFAULT,
+        "line 12.13: np.take_along_axis(logits, chosen, ax... without axis": DEFAULT,
+    },
+    "12B": {"line 13.8: if len(rows) becomes True": "attention of no queries adds nothing"},
+    "12C": {
+        "line 11.26: self.logits.topk(self.top_k, dim=-1) without dim": DEFAULT,
+        "line 21.57: 0 becomes -1": ONE,
+        "line 28.8: if cache is not None becomes False": "the exercise says that its check passes no cache",
+    },
+    "12D": {
+        "line 12.13: rows.topk(top_k, dim=-1) without dim": DEFAULT,
+        "line 12.34: -1 becomes 1": LAST,
+        "line 14.45: -1 becomes 1": LAST,
+    },
+    "12E": {
+        "line 9.28: rows.topk(top_k, dim=-1) without dim": DEFAULT,
+        "line 9.49: -1 becomes 1": LAST,
+    },
+    "12G": {"line 20.28: for (int first = 0; first < inner; first += DEPTH) {: < becomes <=": EMPTY_ROUND},
     "13E": {"line 7.30: 1.05 * (k[..., :1, :].mT @ v[..., :1, :])": "only its shape is taken"},
 }
 
