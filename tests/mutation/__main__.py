@@ -27,7 +27,7 @@ def main(argv=None):
     found = run(answers)
     if arguments.keep:
         keep(answers, found)
-    counts = Counter(found.values())
+    counts = Counter(found)
     print(", ".join(f"{counts[word]} {word}" for word in sorted(counts)) or "no mutants")
     return 1 if counts[SURVIVED] else 0
 

@@ -91,6 +91,11 @@ EQUIVALENT = {
         "line 9.49: -1 becomes 1": LAST,
     },
     "12G": {"line 20.28: for (int first = 0; first < inner; first += DEPTH) {: < becomes <=": EMPTY_ROUND},
+    "13A": {
+        "line 9.26: 0 becomes -1": "what is subtracted from -inf does not matter",
+        "line 9.26: 0 becomes 1": "what is subtracted from -inf does not matter",
+        "line 13.20: 1 becomes 2": "0 divided by anything is 0",
+    },
     "13E": {"line 7.30: 1.05 * (k[..., :1, :].mT @ v[..., :1, :])": "only its shape is taken"},
 }
 

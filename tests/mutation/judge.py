@@ -50,10 +50,10 @@ def sample(answers, count, seed):
 
 
 def run(answers, say=print):
-    """{name: verdict} of Answers; survivors are said as they come."""
-    found = {}
+    """The verdict of each Answer, in their order; survivors are said as they come."""
+    found = []
     for answer in answers:
-        found[answer.name] = verdict(answer)
-        if found[answer.name] == SURVIVED:
+        found.append(verdict(answer))
+        if found[-1] == SURVIVED:
             say(f"survived: {answer.name}")
     return found

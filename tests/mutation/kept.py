@@ -17,10 +17,10 @@ def counts(file=FILE):
 
 
 def keep(answers, found, file=FILE):
-    """Write what was `found` of all `answers` of some exercises; what the file has of others stays."""
+    """Write what was `found` of all `answers` of some exercises, a word each; what the file has of others stays."""
     kept = counts(file)
     for number in dict.fromkeys(answer.exercise.number for answer in answers):
-        words = Counter(found[answer.name] for answer in answers if answer.exercise.number == number)
+        words = Counter(word for answer, word in zip(answers, found) if answer.exercise.number == number)
         kept[number] = {word: words[word] for word in WORDS}
     lines = [f'"{number}": {json.dumps(kept[number])}' for number in sorted(kept, key=order)]
     file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
