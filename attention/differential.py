@@ -32,7 +32,7 @@ def subtract_map(q1, k1, q2, k2, v, lam, causal=False):
     lam = np.asarray(lam, q1.dtype)[..., None, None]
     first = attention_weights(q1, k1, causal=causal)
     second = attention_weights(q2, k2, causal=causal)
-    return (first - lam * second) @ v
+    return ((first - lam * second) @ v).astype(q1.dtype, copy=False)
 
 
 def lambda_init(depth):

@@ -34,7 +34,7 @@ def softmax(x, axis=-1):
     """
     x = np.asarray(x)
     dtype = x.dtype if x.dtype.kind == "f" else np.dtype(float)
-    x = x.astype(np.result_type(dtype, np.float32), copy=False)
+    x = x.astype(np.result_type(dtype, np.float32), copy=False)  # half is too coarse
     maximum = np.max(x, axis=axis, keepdims=True, initial=-np.inf)
     exponentials = np.exp(x - np.where(np.isneginf(maximum), 0, maximum))
     total = exponentials.sum(axis=axis, keepdims=True)
@@ -81,10 +81,11 @@ def attention_weights(q, k, mask=None, causal=False, scale=None):
     if mask is not None and mask.dtype != bool:
         raise ValueError("mask must be boolean with True = may attend, "
                          f"got {mask.dtype}")
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     types = [a.dtype if a.dtype.kind == "f" else float for a in (q, k)]
     work = np.result_type(*types, np.float32)               # never in integers or in half
-    scores = np.matmul(q, np.swapaxes(k, -1, -2), dtype=work) * float(scale)
+    q, k = q.astype(work, copy=False), k.astype(work, copy=False)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scores = q @ np.swapaxes(k, -1, -2) * float(scale)
     if causal:
         allowed = causal_mask(q.shape[-2], k.shape[-2])
         scores = np.where(allowed, scores, -np.inf)
@@ -233,12 +234,13 @@ def attention_backward(q, k, v, d_out, mask=None, causal=False, scale=None):
 
     Shapes as in attention_numpy; d_out (..., n_queries, d_v), else ValueError. Returns
     (d_q, d_k, d_v) in the shapes and float types of q, k, v: where one is shared along
-    a leading axis, its gradient is summed over it.
+    a leading axis, its gradient is summed over it. A forbidden row of v may be nan.
     """
     lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
     expected = (*lead, q.shape[-2], v.shape[-1])
     if d_out.shape != expected:
         raise ValueError(f"d_out must have the shape {expected}, got {d_out.shape}")
+
     def summed(gradient, array):  # over the axes along which the array was shared
         ahead = gradient.ndim - array.ndim
         axes = [ahead + i for i, n in enumerate(array.shape)
@@ -247,11 +249,11 @@ def attention_backward(q, k, v, d_out, mask=None, causal=False, scale=None):
         total = gradient.sum((*range(ahead), *axes)).reshape(array.shape)
         return total.astype(dtype, copy=False)
 
+    q_, k_ = (np.where(np.isnan(a), 0, a) for a in (q, k))  # seen: d_s is nan already
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     p = attention_weights(q, k, mask, causal, scale)
     d_p = np.where(p == 0, 0, d_out @ np.swapaxes(v, -1, -2))  # forbidden v: nan?
     d_s = scale * p * (d_p - (p * d_p).sum(-1, keepdims=True))
-    q_, k_ = (np.where(np.isnan(a), 0, a) for a in (q, k))  # seen: d_s is nan already
     return (summed(d_s @ k_, q), summed(np.swapaxes(d_s, -1, -2) @ q_, k),
             summed(np.swapaxes(p, -1, -2) @ d_out, v))
 

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import types
+from collections import Counter
 from typing import NamedTuple
 
 from tests.mutation import kernels, syntax
@@ -53,8 +54,11 @@ def answers(number, scale=False, only=()):
         text = cell.source
         lines = {n + 1 for begin, end in place.regions for n in range(begin + 1, end)}
         make = kernels.mutants if isinstance(exercise.reference(), str) else syntax.mutants
+        names = Counter()  # a name shows the beginning of a line: two mutants may share it
         for mutant in make(text, lines, scale):
-            yield Answer(exercise, mutant, source.module)
+            names[mutant.name] += 1
+            again = f" ({names[mutant.name]})" if names[mutant.name] > 1 else ""
+            yield Answer(exercise, mutant._replace(what=mutant.what + again), source.module)
 
 
 def everything(numbers=(), scale=False, only=()):

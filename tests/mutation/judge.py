@@ -2,7 +2,7 @@
 
 import random
 
-from tests.mutation.equivalent import EQUIVALENT
+from tests.mutation.equivalent import reason
 from utils.judge import asked, kernel, process
 from utils.judge.faults import Fault
 from utils.judge.result import NotSendable
@@ -13,7 +13,7 @@ SECONDS = 3  # of processor time for a mutant that never ends
 
 def verdict(answer):
     """One of the four words about an Answer; the properties after the first that fails are not tried."""
-    if answer.mutant.name in EQUIVALENT.get(answer.exercise.number, {}):
+    if reason(answer.exercise.number, answer.mutant.name):
         return SAME
     try:
         made = answer.made()
@@ -50,10 +50,10 @@ def sample(answers, count, seed):
 
 
 def run(answers, say=print):
-    """{name: verdict} of Answers; survivors are said as they come."""
-    found = {}
+    """The verdict of each Answer, in their order; survivors are said as they come."""
+    found = []
     for answer in answers:
-        found[answer.name] = verdict(answer)
-        if found[answer.name] == SURVIVED:
+        found.append(verdict(answer))
+        if found[-1] == SURVIVED:
             say(f"survived: {answer.name}")
     return found

@@ -65,6 +65,16 @@ class ModuleTrial(Trial):
         if more := [name for name in got if name not in expected]:
             raise Failed(f"there is a parameter too many: {more[0]}", f"expected {_listed(expected)}")
 
+    def begins(self, size, **make):
+        """Raise Failed unless the numbers of each matrix begin at random, and of about this size: within a factor of 5."""
+        make = {**self._exercise.make, **make}
+        call = Call(make, lambda answer: drivers.parameters(answer, make))
+        for value in self.reply_to(call, (make,), {}, "parameters").values:
+            found = float(value.array.std()) if value.array.ndim > 1 else size
+            if not size / 5 < found < 5 * size:
+                raise Failed(f"{value.name} begins with numbers of size {found:.1g}, expected about {size:.1g}")
+        self.calls[-1] = call  # as above
+
     def __call__(self, *args, make=None, **kwargs):
         """The module's output, or the list of its outputs, as arrays, after they were found equal to the oracle's."""
         got = self._ask(args, kwargs, make or {}, with_gradients=False)

@@ -131,15 +131,15 @@ class Trial:
             alone = isinstance(failure, WrongKind) and not self.agreed
             return prop.hint if last and self.returned and not alone else ""
         dtype = precision(last.arguments)
-        matches = {}
+        matches, looked_at = {}, [call for call in self.calls if call.got is not None or call.raised]
         for mistake in self._exercise.mistakes:
-            agrees = [_agrees(mistake.answer, call) for call in self.calls]
-            if agrees[-1]:
+            agrees = [_agrees(mistake.answer, call) for call in looked_at]
+            if all(agrees) if last.raised else agrees[-1]:  # many a mistake ends in the same exception
                 matches.setdefault(sum(agrees), mistake.message)
         if matches and (last.raised or not _equal(last.got, last.expected, last.names, dtype)):
             return matches[max(matches)]
         if last.raised or (isinstance(failure, WrongKind) and not self.agreed):
-            return ""
+            return prop.hint if last.raised and self.agreed else ""
         said = diagnose(last.got, last.expected, TOLERANCE[dtype]) if last.expected else ""
         return said if said and ("nan" in said or "infinity" in said or "digits" in said) else prop.hint or said
 

@@ -237,16 +237,29 @@ def backward_by_autograd(q, k, v, d_out, mask=None, causal=False, scale=None):
 def backward_with_the_jacobian(q, k, v, d_out, mask=None, causal=False, scale=None):
     """diag(p) - p p^T written out for every row."""
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    p = weights_one_query_at_a_time(q, k, mask, causal, scale)
+    lead = np.broadcast_shapes(*(a.shape[:-2] for a in (q, k, v)))
+    full_q, full_k = (np.broadcast_to(a, (*lead, *a.shape[-2:])) for a in (q, k))
+    p = weights_one_query_at_a_time(full_q, full_k, mask, causal, scale)
     jacobian = p[..., :, None] * np.eye(p.shape[-1], dtype=p.dtype) - p[..., :, None] * p[..., None, :]
-    d_s = scale * np.einsum("...ijl,...id,...ld->...ij", jacobian, d_out, v)
-    return d_s @ k, np.einsum("...ij,...id->...jd", d_s, q), np.einsum("...ij,...id->...jd", p, d_out)
+    seen = p.any(-2)[..., None]
+    d_s = scale * np.einsum("...ijl,...id,...ld->...ij", jacobian, d_out, np.where(seen, v, 0))
+    gradients = d_s @ k, np.einsum("...ij,...id->...jd", d_s, q), np.einsum("...ij,...id->...jd", p, d_out)
+    return tuple(total(gradient, array.shape) for gradient, array in zip(gradients, (q, k, v)))
+
+
+def total(gradient, shape):
+    """One axis after the other is added up, until the shape is reached."""
+    while gradient.ndim > len(shape):
+        gradient = gradient.sum(0)
+    for axis, n in enumerate(shape):
+        gradient = gradient if gradient.shape[axis] == n else gradient.sum(axis, keepdims=True)
+    return gradient
 
 
 def backward_parts(q, k, v, d_out, mask, causal, scale):
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     p = weights_one_query_at_a_time(q, k, mask, causal, scale)
-    d_p = d_out @ np.swapaxes(v, -1, -2)
+    d_p = np.where(p == 0, 0, d_out @ np.swapaxes(v, -1, -2))
     return scale, p, d_p, p * (d_p - (p * d_p).sum(axis=-1, keepdims=True))
 
 
@@ -291,7 +304,7 @@ def backward_axis_lost(q, k, v, d_out, mask=None, causal=False, scale=None):
 @wrong("1H", "Swap the last two axes only: np.swapaxes(v, -1, -2).")
 def backward_all_axes_turned(q, k, v, d_out, mask=None, causal=False, scale=None):
     scale, p, _, _ = backward_parts(q, k, v, d_out, mask, causal, scale)
-    d_p = d_out @ v.T
+    d_p = np.where(p == 0, 0, d_out @ v.T)
     d_s = scale * p * (d_p - (p * d_p).sum(axis=-1, keepdims=True))
     return d_s @ k, d_s.T @ q, p.T @ d_out
 

@@ -100,6 +100,14 @@ class WithLinearLayers(nn.Module):
         self.query, self.key = nn.Linear(d_model, d_model), nn.Linear(d_model, d_model)
 
 
+@wrong("8D", "w_q begins with numbers of size 2e+01, expected about 0.06")
+class BeginsTooLarge(Base):
+    def __init__(self, d_model, n_heads, n_kv_heads, positions=None):
+        super().__init__(d_model, n_heads, n_kv_heads, positions)
+        for matrix in self.parameters():
+            matrix.data *= d_model
+
+
 @wrong("8D", "the same output")
 class ScaleFivePercentOff(Base):
     def scores(self, q, k):

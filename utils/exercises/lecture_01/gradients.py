@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from utils.exercises.arrays import INF, draw
+from utils.exercises.arrays import INF, draw, kept_dtype
 from utils.exercises.lecture_01.weights import permitted, root, same, swapped, usual_weights
 from utils.judge.function import exercise
 
@@ -16,6 +16,7 @@ MODULE = "fundamentals"
 def attention_backward(q, k, v, d_out, mask=None, causal=False, scale=None):
     allowed = permitted(q, k, mask, causal)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    v = np.where(np.isnan(v), 0, v)  # a nan is only asked where it is forbidden
     inputs = [np.asarray(a, dtype=complex) for a in (q, k, v)]
 
     def loss():
@@ -66,6 +67,9 @@ def _(ask, rng):
 def _(ask, rng):
     ask(*backward_input(rng, 2, 3, 2, 2), mask=np.array([[True, True, False], [False, True, True]]))
     ask(*backward_input(rng, 2, 4, 2, 2), causal=True)
+    q, k, v, d_out = backward_input(rng, 2, 3, 2, 2)
+    v[1] = np.nan
+    ask(q, k, v, d_out, mask=np.array([[True, False, True], [False, False, True]]))
 
 
 @attention_backward.property("nothing to attend to: gradient 0, not nan", hint="What is P in a row that sees nothing?")
@@ -84,12 +88,14 @@ def _(ask, rng):
 
 @attention_backward.property("leading axes", hint="Which two axes change places, when there are four?")
 def _(ask, rng):
-    ask(*backward_input(rng, 2, 3, 2, 2, leading=(2, 2)), causal=True)
+    ask(*backward_input(rng, 2, 4, 2, 2, leading=(2, 3)), causal=True)
+    q, k, v, d_out = backward_input(rng, 2, 3, 2, 2, leading=(2, 3))
+    ask(q[0], k[:, :1], v[1:], d_out)  # each is shared along another axis
 
 
 @attention_backward.property("float32 in, the same gradients to 1e-5", hint="Where is the scale applied?")
 def _(ask, rng):
-    ask(*(a.astype(np.float32) for a in backward_input(rng, 3, 3, 2, 2)))
+    kept_dtype(ask, np.float32, *backward_input(rng, 3, 3, 2, 2))
 
 
 @attention_backward.property(
@@ -98,15 +104,31 @@ def _(ask, rng):
 )
 def _(ask, rng):
     mask = rng.random((2, 1, 3, 4)) < 0.6
-    mask[0, 0, 1] = False
+    mask[0, 0, 1] = mask[..., 2] = False
     ask(*backward_input(rng, 3, 4, 1, 5, leading=(2, 2)), mask=mask, causal=True, scale=0.6)
-    ask(*(a.astype(np.float32) for a in backward_input(rng, 3, 4, 1, 5, (2, 2))), mask=mask, causal=True, scale=0.6)
-    q, *others = backward_input(rng, 3, 4, 1, 5, leading=(2, 2))
-    ask(np.array([[1e3], [1.0], [1e-3]]) * q, *others, mask=mask, causal=True, scale=0.6)
+    q, k, v, d_out = backward_input(rng, 3, 4, 1, 5, leading=(2, 2))
+    v[..., 2, :] = np.nan
+    ask(*(a.astype(np.float32) for a in (q, k, v, d_out)), mask=mask, causal=True, scale=0.6)
+    ask(np.array([[1e3], [1.0], [1e-3]]) * q, k, v, d_out, mask=mask, causal=True, scale=0.6)
 
 
 def softmax_backward(p, d_p):
     return p * (d_p - (p * d_p).sum(axis=-1, keepdims=True))
+
+
+def summed(gradient, array):
+    """The gradient of an array, added up over the axes along which it is shared."""
+    ahead = gradient.ndim - array.ndim
+    shared = [ahead + i for i, (n, m) in enumerate(zip(array.shape, gradient.shape[ahead:])) if n < m]
+    return gradient.sum((*range(ahead), *shared)).reshape(array.shape)
+
+
+def unsummed(gradient, array):
+    return gradient
+
+
+def without_nan(p, d_p):
+    return np.where(p == 0, 0, d_p)
 
 
 def usual_gradients(
@@ -124,13 +146,16 @@ def usual_gradients(
     turned_v=swapped,
     turned_d_s=swapped,
     turned_p=swapped,
+    collected=summed,
+    guarded=without_nan,
 ):
     """The gradients in the usual way. The mistakes differ in what follows the `*`; as it stands, it is right."""
     p = usual_weights(q, k, mask, causal, scale)
-    d_s = sign * jacobian(p, d_out @ turned_v(v))
+    d_s = sign * jacobian(p, guarded(p, d_out @ turned_v(v)))
     scale = root(q.shape[-1]) if scale is None else scale
     for_q, for_k = (scale if factor else 1 for factor in scaled)
-    return for_q * d_s @ k, for_k * turned_d_s(d_s) @ q, turned_p(p) @ d_out
+    gradients = for_q * d_s @ k, for_k * turned_d_s(d_s) @ q, turned_p(p) @ d_out
+    return tuple(map(collected, gradients, (q, k, v)))
 
 
 for message, change in {
@@ -158,6 +183,10 @@ for message, change in {
     "d_k needs the transpose of the scores' gradient: a key collects from all queries.": {"turned_d_s": same},
     "d_v needs the transpose of the weights: a value collects from all queries.": {"turned_p": same},
     "Swap the last two axes only: np.swapaxes(v, -1, -2).": {"turned_v": np.transpose},
+    "An array that is shared along a leading axis collects from all that share it: call summed for each gradient.": {
+        "collected": unsummed
+    },
+    "0 times nan is nan: d_p of a forbidden value has to be 0 before it meets p.": {"guarded": lambda p, d_p: d_p},
 }.items():
     attention_backward.mistake(message)(partial(usual_gradients, **change))
 

@@ -83,6 +83,7 @@ def _(ask, rng):
 def _(ask, rng):
     q, k, v = draw(rng, 2, 4, 3, 4), draw(rng, 2, 2, 70, 4), draw(rng, 2, 2, 70, 4)
     kept_dtype(ask, np.float32, 3 * q, k, v, causal=True)
+    kept_dtype(ask, np.float32, 3 * q, k=k, v=v)  # which stay in double
 
 
 @grouped_attention.property(

@@ -75,6 +75,7 @@ def _(ask, rng):
     ask.parameters()
     ask.parameters(d_model=18, n_heads=9, n_kv_heads=3)
     ask.parameters(d_model=6, n_heads=3, n_kv_heads=1)
+    ask.begins(256**-0.5, d_model=256)
 
 
 @GroupedQueryAttention.property(
@@ -147,7 +148,9 @@ class Usual(nn.Module):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.positions = n_heads, n_kv_heads, positions
         d_kv = d_model // n_heads * n_kv_heads
-        self.w_q, self.w_k, self.w_v, self.w_o = (nn.Parameter(torch.zeros(d_model, c)) for c in (d_model, d_kv, d_kv, d_model))  # fmt: skip
+        self.w_q, self.w_k, self.w_v, self.w_o = (
+            nn.Parameter(torch.randn(d_model, columns) * d_model**-0.5) for columns in (d_model, d_kv, d_kv, d_model)
+        )
 
     def split(self, x, heads):
         return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)

@@ -90,6 +90,8 @@ def _(ask, rng):
 @subtract_map.property("the float type of q1", hint="Which float type has lam, and what becomes of float32 times it?")
 def _(ask, rng):
     kept_dtype(ask, np.float32, *inputs(rng, size=1.5), lam=0.3)
+    *maps, v = inputs(rng)
+    kept_dtype(ask, np.float32, *maps, v=v, lam=0.3)  # v stays in double
     kept_dtype(ask, np.float32, *inputs(rng, lead=(2,), n=1, m=40), lam=np.array([0.3, 0.9]), causal=True)
 
 

@@ -99,7 +99,7 @@ def _(ask, rng):
     q, k, v, logits = inputs(rng, heads=4, groups=2, lead=(2,), n=1, m=40)
     kept_dtype(ask, np.float32, 3 * q, k, v, logits)
     q, k, v, logits = inputs(rng)
-    kept_dtype(ask, np.float32, q, k, v, logits)
+    kept_dtype(ask, np.float32, q, k, v, logits=logits)  # which stay in double
 
 
 @differential_pairs.property(
