@@ -82,7 +82,7 @@ def attention_weights(q, k, mask=None, causal=False, scale=None):
         raise ValueError("mask must be boolean with True = may attend, "
                          f"got {mask.dtype}")
     types = [a.dtype if a.dtype.kind == "f" else float for a in (q, k)]
-    work = np.result_type(*types, np.float32)               # never in integers or in half
+    work = np.result_type(*types, np.float32)  # never in integers or in half
     q, k = q.astype(work, copy=False), k.astype(work, copy=False)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     scores = q @ np.swapaxes(k, -1, -2) * float(scale)

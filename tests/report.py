@@ -18,12 +18,13 @@ import sys
 
 from tests.mutation import kept as mutants
 from tests.mutation.equivalent import EQUIVALENT, EVERYWHERE
+from utils.authoring.usage import MEGABYTES, SECONDS
 from utils.judge.exercise import exercises, lectures, order
 from utils.paths import ROOT
 
 TARGET, KEPT = ROOT / "tests" / "REPORT.md", ROOT / "tests" / "report.json"
 SECTIONS = "conformance", "budgets"
-STEADY = 3  # a difference that is within this factor of the kept one is the same: machines round differently
+STEADY, ROUNDING = 3, 2**-23  # differences within this factor, or below this, are the same: machines round differently
 COMMAND = "python -m tests.report"
 
 
@@ -58,8 +59,8 @@ def conformance(before):
 
 def steady(largest, kept):
     """The kept difference where a new one is as good as the same."""
-    same = float(kept) and 1 / STEADY <= float(largest) / float(kept) <= STEADY
-    return kept if same else largest
+    ratio = max(float(largest), ROUNDING) / max(float(kept), ROUNDING)
+    return kept if 1 / STEADY <= ratio <= STEADY else largest
 
 
 def budgets():
@@ -126,7 +127,7 @@ def of_mutants():
     if left:
         yield f"Not counted yet: {', '.join(left)}."
     yield table(["exercise", *mutants.WORDS], rows)
-    yield "Taken for equivalent are:"
+    yield "Taken for equivalent are the following; 1.05 is the factor of the test in which one is wrong by 5 %."
     said = [f"- everywhere, `{name}`: {why}" for name, why in EVERYWHERE.items()]
     for number in sorted({e.number for e in listed} & set(EQUIVALENT), key=order):
         said += [f"- {number}, `{name}`: {why}" for name, why in EQUIVALENT[number].items()]
@@ -142,6 +143,15 @@ def of_bytes():
             if "formula" in name and any(word in name for word in ("bytes", "read", "moves")):
                 rows.append((name, path.relative_to(ROOT / "tests").as_posix()))
     return table(["what holds", "in tests/"], rows)
+
+
+def of_budgets(used):
+    """The table of the last run that was kept, if there is one."""
+    if used:
+        yield "The last run that was kept, on one machine:"
+        yield table(["notebook", "processor s", "MB"], [(k, *v) for k, v in used.items()])
+    else:
+        yield f"No run was kept yet: `{COMMAND} budgets` after `python course.py test`."
 
 
 def text(numbers):
@@ -166,8 +176,8 @@ def text(numbers):
         "These tests hold the bytes that the CUDA runner counts to a formula, exactly.",
         of_bytes(),
         "## Budgets",
-        "A notebook has 120 s of processor time and 2,000 MB. The last run that was kept, on one machine:",
-        table(["notebook", "processor s", "MB"], [(k, *v) for k, v in numbers["budgets"].items()]),
+        f"A notebook has {SECONDS} s of processor time and {MEGABYTES:,} MB.",
+        *of_budgets(numbers["budgets"]),
     ]
     return "\n\n".join(parts) + "\n"
 

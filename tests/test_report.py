@@ -26,6 +26,7 @@ def test_a_difference_that_another_machine_rounds_otherwise_stays():
     assert report.steady("4e-7", kept="2e-7") == "2e-7"
     assert report.steady("4e-6", kept="2e-7") == "4e-6"
     assert report.steady("4e-6", kept="0") == "4e-6"
+    assert report.steady("6e-8", kept="0") == "0"
 
 
 def test_an_unknown_name_is_refused(capsys):

@@ -1,5 +1,6 @@
 """What a learner reads: the report of a check, how close is close enough, and the table of progress."""
 
+import copy
 import json
 
 import nbclient
@@ -7,10 +8,12 @@ import nbformat
 import numpy as np
 import pytest
 
+from attention import fundamentals
 from utils.check import TOLERANCE, close, difference, progress
 from utils.judge import progress as kept
 from utils.judge.exercise import exercises
 from utils.judge.report import lines
+from utils.judge.result import Mistake
 from utils.judge.show import where
 from utils.paths import ROOT
 
@@ -87,6 +90,37 @@ def test_in_a_notebook_the_learners_own_line_is_shown_by_its_number_within_the_c
     text = "".join(output.text for output in notebook.cells[-1].outputs)
     assert "NO   IndexError in line 3\n" in text
     assert "    line 3: return x.shape[9]\n    IndexError: tuple index out of range\n" in text
+
+
+def calls_a_lecture_wrongly(x, axis=-1):
+    if axis == 0:
+        fundamentals.causal_mask(-1, 0)
+    powers = np.exp(x - x.max(axis, keepdims=True))
+    return powers / powers.sum(axis, keepdims=True)
+
+
+def does_so_too(x, axis=-1):
+    return x if axis == -1 else calls_a_lecture_wrongly(x, axis)
+
+
+def two_properties(mistakes):
+    """The first two properties of 1A. It is a copy, and not declared: 1A stays what it is."""
+    exercise = copy.copy(SOFTMAX)
+    exercise.properties, exercise.mistakes = SOFTMAX.properties[:2], mistakes
+    return exercise
+
+
+def test_an_exception_in_a_lectures_function_is_told_by_the_learners_line_and_with_the_propertys_hint():
+    exercise = two_properties([])
+    text = "\n".join(lines(exercise, exercise.judge(calls_a_lecture_wrongly)))
+    assert ": fundamentals.causal_mask(-1, 0)\n    ValueError: n_queries and n_keys must not be negative" in text
+    assert text.endswith("Which calls in your softmax take an axis?")
+
+
+def test_a_mistake_that_ends_in_the_same_exception_is_named_only_if_it_was_wrong_as_the_answer_is_before():
+    mistakes = [Mistake("It is this one.", calls_a_lecture_wrongly), Mistake("It is the other.", does_so_too)]
+    assert "the other" not in two_properties(mistakes[1:]).judge(calls_a_lecture_wrongly).hint
+    assert two_properties(mistakes).judge(calls_a_lecture_wrongly).hint == "It is this one."
 
 
 # --- how close is close enough ---------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 from utils.judge.result import Failed
+from utils.paths import ROOT
 
 
 class Fault(Failed):
@@ -51,7 +52,7 @@ def _in_short(message):
 
 
 def _installed(file):
-    """Whether a file belongs to Python, to an installed package or to the checks themselves."""
+    """Whether a file belongs to Python, to an installed package or to the course: its lines are not the learner's."""
     paths = sysconfig.get_paths()
-    ours = str(Path(__file__).parent)
-    return any(file.startswith(folder) for folder in (paths["stdlib"], paths["purelib"], paths["platlib"], ours))
+    ours = (str(Path(__file__).parent), str(ROOT / "attention"))
+    return any(file.startswith(folder) for folder in (paths["stdlib"], paths["purelib"], paths["platlib"], *ours))

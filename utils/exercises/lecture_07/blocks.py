@@ -221,7 +221,7 @@ def ranks(rng, *shape):
     hint="Which number could stand in for the score of a block that must be taken?",
 )
 def _(ask, rng):
-    ask(-ranks(rng, 4, 4), 2)
+    ask(-ranks(rng, 5, 5), 2)
     scores = np.zeros((4, 4))
     scores[:, 1] = 9.0
     ask(scores, 2)
@@ -303,6 +303,7 @@ select_blocks.mistakes_of(
         "The first block is only there when its score is high: it is always taken.": {"first": False},
         "Later blocks are chosen: nothing of the future.": {"past": False},
         "n_keep blocks are chosen beside own and first: the two are counted.": {"extra": 2},
+        "All earlier blocks are chosen: a row has n_keep at most.": {"extra": 10**6},
         "One block too few in each row.": {"extra": -1},
         "The worst blocks are taken: sort the other way.": {"sign": -1},
         "The choice goes along the queries: sort along the last axis.": {"axis": -2},

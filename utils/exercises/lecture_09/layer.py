@@ -189,6 +189,14 @@ class _(Usual):
         return nope / self.columns() ** 0.5 + rope
 
 
+@LatentAttention.mistake(
+    "All texts get the shared keys of the first one: take the axis of heads away, not that of texts."
+)
+class _(Usual):
+    def shared_key(self, x, positions):
+        return super().shared_key(x, positions)[:1]
+
+
 @LatentAttention.mistake("The shared key is not rotated.")
 class _(Usual):
     def shared_key(self, x, positions):

@@ -85,13 +85,13 @@ def _(ask, rng):
 
 
 def usual(
-    features, optimiser, q, k, *, scale=None, normal=True, mean=True, zero=True, turned=False, one=False, square=False,
+    features, optimiser, q, k, *, scale=lambda d: d**-0.5, normal=True, mean=True, zero=True, turned=False, one=False, square=False,
     late=False, axis=-1, entries=False, information=False, sign=1, moved=True,
 ):  # fmt: skip
     """A step in the usual way. The mistakes differ in what follows the `*`; as it stands, it is right."""
 
     def loss_of():
-        p = torch.softmax(q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale), dim=-1)
+        p = torch.softmax(q @ k.mT * scale(q.shape[-1]), dim=-1)
         w = features.of_q(q) @ (features.of_q if one else features.of_k)(k).mT
         w = w / w.sum(axis, keepdim=True) if normal else w
         rows = (p - w).square().sum(-1) if square else -((w * p.log()) if turned else (p * w.log())).sum(-1)
@@ -108,7 +108,9 @@ def usual(
 
 
 for message, change in {
-    "The scores of the head are not scaled: divide by the root of d.": {"scale": 1.0},
+    "The scores of the head are not scaled: divide by the root of d.": {"scale": lambda d: 1.0},
+    "The scores of the head are multiplied by the root of d: divide by it.": {"scale": lambda d: d**0.5},
+    "The scores of the head are divided by d: divide by its root.": {"scale": lambda d: 1 / d},
     "w is not divided by the sum of its row.": {"normal": False},
     "The rows are added up: their mean is wanted.": {"mean": False},
     "Gradients of earlier steps are still there: zero_grad before backward.": {"zero": False},
