@@ -2794,7 +2794,7 @@ one = attention_numpy(sentence[:1], sentence[order], sentence[order])
 for name, difference in (("the old outputs", moved - plain),
                          ("the old outputs, shuffled", moved - plain[order]),
                          ("one query, shuffled keys and values", one - plain[:1])):
-    print(f"difference to {name:36s} {np.abs(difference).max():.6f}")
+    print(f"difference to {name:36s} {np.abs(difference).max():.3f}")
 
 # %% [markdown]
 # They are shuffled in the same way: self-attention is permutation-**equivariant**. Only one query over a *set* is invariant. A
