@@ -25,7 +25,10 @@ from utils.judge.stub import is_python_stub
 
 FEWEST = 5  # mutants
 TIMES = 3  # the right code has to be accepted: a test with random numbers may refuse it now and then
-NOTHING_CHECKED = "A test says no with an exception: `assert result == expected`. What it returns is not looked at."
+NOTHING_CHECKED = (
+    "Does your test compare numbers? A test says no with an exception: `assert result == expected`. "
+    "What it returns is not looked at."
+)
 REFUSED = "The right code is refused: what does your test expect that is not promised?"
 
 

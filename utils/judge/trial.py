@@ -81,7 +81,7 @@ class Trial:
             by_name = {value.name: value for value in reply.values}
             if missing := [name for name in names if name not in by_name]:
                 self.calls[-1] = call._replace(got=None)
-                raise Failed(f"{len(names)} results are expected, {len(by_name)} came: {missing[0]} is missing")
+                raise WrongKind(f"{len(names)} results are expected, {len(by_name)} came: {missing[0]} is missing")
             reply = reply._replace(values=[by_name[name] for name in names])
         got = [value.array for value in reply.values]
         self.calls[-1] = call = call._replace(

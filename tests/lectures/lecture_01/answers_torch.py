@@ -104,6 +104,32 @@ class OverTheQueries(Base):
         return super().attend(scores.mT, causal).mT if not causal else super().attend(scores, causal)
 
 
+@wrong("1D", "very low but not -inf")
+class VeryLow(Base):
+    def attend(self, scores, causal):
+        return (scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -1e9) if causal else scores).softmax(-1)
+
+
+@wrong("1D", "Output and weights have changed places")
+class WeightsFirst(Base):
+    def forward(self, x, causal=False):
+        out, weights = super().forward(x, causal)
+        return weights, out
+
+
+@wrong("1D", "The output mixes the keys")
+class BlendsTheKeys(Base):
+    def forward(self, x, causal=False):
+        _, weights = super().forward(x, causal)
+        return weights @ self.key(x), weights
+
+
+@wrong("1D", "hidden without causal=True, too")
+class AlwaysCausal(Base):
+    def attend(self, scores, causal):
+        return super().attend(scores, True)
+
+
 @wrong("1D", "any number of axes in front")
 class AllAxesTurned(Base):
     def forward(self, x, causal=False):
@@ -190,11 +216,34 @@ def clipped_five_percent_off(model, optimiser, x, y):
     return loss.item()
 
 
-@wrong("1E", "RuntimeError")
+@wrong("1E", "cross_entropy wants the classes on axis 1")
 def classes_on_the_last_axis(model, optimiser, x, y):
     loss = F.cross_entropy(model(x), y)
     optimiser.zero_grad()
     loss.backward()
+    optimiser.step()
+    return loss.item()
+
+
+@wrong("1E", "A reshape does not let two axes change places")
+def reshaped(model, optimiser, x, y):
+    batch, n, n_answers = (logits := model(x)).shape
+    loss = F.cross_entropy(logits.view(batch, n_answers, n), y)
+    optimiser.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimiser.step()
+    return loss.item()
+
+
+@wrong("1E", "are scaled up")
+def always_of_norm_1(model, optimiser, x, y):
+    loss = F.cross_entropy(model(x).mT, y)
+    optimiser.zero_grad()
+    loss.backward()
+    norm = torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    for p in model.parameters():
+        p.grad /= norm
     optimiser.step()
     return loss.item()
 
@@ -257,6 +306,12 @@ def only_the_plain_call(attention):
     rng = np.random.default_rng(5)
     q, k, v = (rng.normal(size=(4, 8)) for _ in range(3))
     assert np.allclose(attention(q, k, v), loops(q, k, v, np.ones((4, 4), bool), 8**-0.5))
+
+
+@wrong("1F", "Does your test compare numbers?")
+def looks_at_the_shape(attention):
+    q = np.ones((2, 4))
+    assert attention(q, q, q).shape == (2, 4)
 
 
 @wrong("1F", "A test says no with an exception")

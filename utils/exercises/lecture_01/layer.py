@@ -68,6 +68,7 @@ def _(ask, rng):
 def _(ask, rng):
     ask(tensor(rng, 3, 4), causal=True)
     ask(tensor(rng, 2, 5, 4), causal=True)
+    ask(1e6 * tensor(rng, 3, 4), causal=True)  # scores below any number that stands for -inf
 
 
 @SelfAttention.property(
@@ -150,16 +151,45 @@ class _(Usual):
         return weights @ x, weights
 
 
+@SelfAttention.mistake("The output mixes the keys: it has to mix the values.")
+class _(Usual):
+    def forward(self, x, causal=False):
+        weights = self.weights(self.query(x), self.key(x), causal)
+        return weights @ self.key(x), weights
+
+
+@SelfAttention.mistake("Output and weights have changed places: (out, weights) is asked for.")
+class _(Usual):
+    def forward(self, x, causal=False):
+        return super().forward(x, causal)[::-1]
+
+
 @SelfAttention.mistake("causal=True changes nothing.")
 class _(Usual):
     def hide(self, scores):
         return scores
 
 
+@SelfAttention.mistake("The later tokens are hidden without causal=True, too.")
+class _(Usual):
+    def weights(self, q, k, causal):
+        return super().weights(q, k, True)
+
+
 @SelfAttention.mistake("A forbidden score becomes 0, and exp(0) is 1: it has to become -inf.")
 class _(Usual):
     def hide(self, scores):
         return scores.tril()
+
+
+for low in (-1e4, -1e6, -1e9, -1e10):
+
+    @SelfAttention.mistake("A forbidden score is very low but not -inf: an allowed one can lie below it.")
+    class _(Usual):
+        low = low
+
+        def hide(self, scores):
+            return scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), self.low)
 
 
 @SelfAttention.mistake("With causal=True a token does not see itself: only later ones are hidden.")

@@ -92,6 +92,14 @@ training_step.mistakes_of(
         "The loss is the sum over all answers: take the mean.": {
             "loss": lambda model, x, y: nn.functional.cross_entropy(model(x).transpose(1, 2), y, reduction="sum")
         },
+        "cross_entropy wants the classes on axis 1: which two axes of the logits change places?": {
+            "loss": lambda model, x, y: nn.functional.cross_entropy(model(x), y)
+        },
+        "A reshape does not let two axes change places: it deals the logits out to other positions.": {
+            "loss": lambda model, x, y: nn.functional.cross_entropy(
+                (logits := model(x)).reshape(len(logits), logits.shape[2], logits.shape[1]), y
+            )
+        },
         "The softmax is taken twice: cross_entropy wants logits.": {
             "loss": lambda model, x, y: nn.functional.cross_entropy(model(x).softmax(-1).transpose(1, 2), y)
         },
@@ -111,6 +119,18 @@ def _(model, optimiser, x, y):
     optimiser.zero_grad()
     value.backward()
     nn.utils.clip_grad_value_(model.parameters(), 1.0)
+    optimiser.step()
+    return value.item()
+
+
+@training_step.mistake("Gradients of a norm below 1 are scaled up: only larger ones are scaled, down to 1.")
+def _(model, optimiser, x, y):
+    value = loss_of(model, x, y)
+    optimiser.zero_grad()
+    value.backward()
+    norm = torch.sqrt(sum((p.grad**2).sum() for p in model.parameters()))
+    for p in model.parameters():
+        p.grad /= norm
     optimiser.step()
     return value.item()
 
