@@ -7,7 +7,7 @@ EQUIVALENT = {
         "line 13.26: 0 becomes -1": "what is subtracted from -inf does not matter",
         "line 15.11: 1 becomes 2": "0 divided by anything is 0",
     },
-    "4.7": {
+    "4G": {
         "line 18.11: row[j] = expf(row[j] - maximum);: expf(row[j] - maximum) times 1.05": "every weight is divided by the sum"
     },
     "5.7": {
