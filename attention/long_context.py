@@ -90,7 +90,7 @@ def loss_across_gap(model, prompt, rest, gaps, n_last):
 
     prompt (1, n_prompt), rest (1, n_rest), gaps a list of integers. model has
     new_caches(), hidden and losses, both called (ids, positions=..., caches=...).
-    Returns an array of floats (n_gaps,).
+    Returns a tensor of floats (n_gaps,).
     """
     caches = model.new_caches()
     model.hidden(prompt, positions=torch.arange(prompt.shape[1]), caches=caches)
@@ -99,8 +99,8 @@ def loss_across_gap(model, prompt, rest, gaps, n_last):
         own = [copy.copy(cache) for cache in caches]
         positions = prompt.shape[1] + gap + torch.arange(rest.shape[1])
         losses = model.losses(rest, positions=positions, caches=own)
-        found.append(losses[-n_last:].mean().item())
-    return np.array(found)
+        found.append(losses[-n_last:].mean())
+    return torch.stack(found)
 
 
 class SegmentAttention(nn.Module):

@@ -141,7 +141,7 @@ def in_words(token, alone=False):
 
 
 @torch.no_grad()
-def needle_grid(models, lengths, rivals, n_depths=9, repeats=8):
+def needle_grid(models, lengths, rivals, n_depths=9, repeats=6):
     """Mean probability (n_depths, lengths) of the needle's value: rows from the start of the document to its end.
 
     rivals: how many other variables are put into the hay, at random places.
@@ -273,16 +273,20 @@ def rescaled_model(model, way, factor):
     frequencies = torch.as_tensor(rope_frequencies(d, base=base, scaling=scaling)[0])
     return model.replace(rotate=lambda x, positions: apply_rope_torch(x, positions, frequencies))
 
-def peak_and_seconds(counted, timed):
-    """Most bytes that `counted` has in use at once, above those at the start; seconds of processor time of `timed`."""
+def peak_and_seconds(counted, timed, qkv):
+    """Most bytes that `counted` has in use at once, above those at the start; seconds of processor time of `timed`.
+
+    Two functions of causal attention, of arrays and of tensors; qkv (3, n, d), an array.
+    """
+    tensors = torch.from_numpy(qkv)
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    counted()
+    counted(*qkv, causal=True)
     peak = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
     seconds = []
     for _ in range(3):
         begin = time.process_time()
-        timed()
+        timed(*tensors, causal=True)
         seconds.append(time.process_time() - begin)
     return peak, min(seconds)

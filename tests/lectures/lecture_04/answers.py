@@ -5,9 +5,11 @@ are further wrong answers.
 """
 
 import numpy as np
+import torch
 
 from tests.lectures.collect import collect
 from tests.lectures.lecture_04 import answers_kernels, answers_torch
+from utils.exercises.lecture_04.gap import Reader
 
 RIGHT, WRONG, right, wrong = collect(answers_kernels, answers_torch)
 
@@ -193,9 +195,12 @@ CALLS = {
         ((np.array([1, 8, 32, 128]) * 1024,), {"n_params": 70_553_706_496, "n_layers": 80, "d_model": 8192}),
         ((np.array([2048]), 8_030_261_248, 32, 4096), {}),
     ],
+    "4B": [],
     "4C": [
         ((np.array([4, 8, 16, 32, 64, 128]), 100 * rng.random((6, 6)), 85.6), {}),
         ((215 + np.array([0, 1000, 4000]), -rng.random((3, 3)), -0.14), {}),
     ],
+    "4D": [((Reader(), torch.tensor([[1, 2, 3, 4, 5]]), torch.tensor([[3, 1, 0, 2]]), [0, 1000, 16000], 3), {})],
+    "4E": [],
     "4F": [((np.array([131072]), 8, 128, 18, 18, 128, 2), {}), ((np.array([10]), 8, 128, 32, 0, 0, 2), {})],
 }

@@ -2,7 +2,6 @@
 
 import copy
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -17,7 +16,7 @@ RIGHT, WRONG, right, wrong = collect()
 
 @right("4D")
 def read_again_for_each_gap(model, prompt, rest, gaps, n_last):
-    found = np.zeros(len(gaps))
+    found = torch.zeros(len(gaps))
     for i, gap in enumerate(gaps):
         caches = model.new_caches()
         model.hidden(prompt, caches=caches)
@@ -35,7 +34,7 @@ def from_the_logits(model, prompt, rest, gaps, n_last):
         own = copy.deepcopy(first)
         x = model.hidden(rest, positions=prompt.shape[1] + gap + torch.arange(rest.shape[1]), caches=own)
         out.append(F.cross_entropy(model.logits(x[0, -n_last - 1 : -1]), rest[0, -n_last:]).item())
-    return np.array(out)
+    return torch.tensor(out)
 
 
 def losses_after(model, caches, prompt, rest, gap):
@@ -47,7 +46,7 @@ def losses_after(model, caches, prompt, rest, gap):
 def one_cache_for_all(model, prompt, rest, gaps, n_last):
     caches = model.new_caches()
     model.hidden(prompt, caches=caches)
-    return np.array([float(losses_after(model, caches, prompt, rest, gap)[-n_last:].mean()) for gap in gaps])
+    return torch.tensor([float(losses_after(model, caches, prompt, rest, gap)[-n_last:].mean()) for gap in gaps])
 
 
 @wrong("4D", "only the last n_last tokens count")
@@ -57,17 +56,17 @@ def all_of_rest(model, prompt, rest, gaps, n_last):
         caches = model.new_caches()
         model.hidden(prompt, caches=caches)
         found.append(losses_after(model, caches, prompt, rest, gap).mean().item())
-    return np.array(found)
+    return torch.tensor(found)
 
 
-@wrong("4D", "RoPE sees differences only")
+@wrong("4D", "and those of the prompt must not")
 def both_moved(model, prompt, rest, gaps, n_last):
     found = []
     for gap in gaps:
         caches = model.new_caches()
         model.hidden(prompt, positions=gap + torch.arange(prompt.shape[1]), caches=caches)
         found.append(losses_after(model, caches, prompt, rest, gap)[-n_last:].mean().item())
-    return np.array(found)
+    return torch.tensor(found)
 
 
 @wrong("4D", "The prompt is forgotten in the positions")
@@ -78,12 +77,12 @@ def counted_from_zero(model, prompt, rest, gaps, n_last):
         model.hidden(prompt, caches=caches)
         positions = gap + torch.arange(rest.shape[1])
         found.append(model.losses(rest, positions=positions, caches=caches)[-n_last:].mean().item())
-    return np.array(found)
+    return torch.tensor(found)
 
 
 @wrong("4D", "The prompt was never read")
 def question_alone(model, prompt, rest, gaps, n_last):
-    return np.array(
+    return torch.tensor(
         [losses_after(model, model.new_caches(), prompt, rest, gap)[-n_last:].mean().item() for gap in gaps]
     )
 

@@ -15,7 +15,7 @@ class Cache:
     """Keys and values of one layer, and how many they are; what joins a copy does not join the other."""
 
     def __init__(self):
-        self.k = self.v = torch.zeros(1, 0, 4, dtype=torch.float64)
+        self.k = self.v = torch.zeros(1, 0, 4)
 
     @property
     def length(self):
@@ -27,13 +27,15 @@ class Cache:
 
 
 class Reader(nn.Module):
-    """Two layers of causal attention with rotated queries and keys, in double precision: called as a LanguageModel is."""
+    """Two layers of causal attention with rotated queries and keys, called as a LanguageModel is."""
+
+    dtype = torch.float32  # the precision of its losses
 
     def __init__(self, vocabulary=7, seed=0):
         super().__init__()
         rng = np.random.default_rng(seed)
         drawn = [rng.normal(size=size) for size in ((vocabulary, 4), *[(4, 4)] * 6, (4, vocabulary))]
-        self.embedding, *self.matrices, self.out = (torch.from_numpy(a) for a in drawn)
+        self.embedding, *self.matrices, self.out = (torch.from_numpy(a).float() for a in drawn)
 
     def new_caches(self):
         return [Cache(), Cache()]
@@ -77,7 +79,7 @@ def loss_across_gap(model, prompt, rest, gaps, n_last):  # the oracle: everythin
         positions = torch.tensor([i + (gap if i >= n_prompt else 0) for i in range(n_prompt + n_rest)])
         losses = model.losses(ids, positions=positions)
         found.append(sum(losses[len(losses) - n_last :].tolist()) / n_last)
-    return np.array(found)
+    return torch.tensor(found)
 
 
 def texts(rng, n_prompt, n_rest, vocabulary=7):
@@ -120,20 +122,19 @@ def _(ask, rng):
 
 
 def usual(
-    model, prompt, rest, gaps, n_last, *, own=copy.copy, start=lambda n, gap: n + gap, moved=lambda gap: 0,
+    model, prompt, rest, gaps, n_last, *, own=copy.copy, start=lambda n, gap: n + gap,
     pick=lambda losses, n: losses[-n:], mean=lambda losses: losses.mean(), read=True,
 ):  # fmt: skip
     """The usual way. The mistakes differ in what follows the `*`; as it stands, it is right."""
     n, found = prompt.shape[1], []
     caches = model.new_caches()
-    for i, gap in enumerate(gaps):
-        if read and (i == 0 or moved(gap)):
-            caches = model.new_caches() if moved(gap) else caches
-            model.hidden(prompt, positions=torch.arange(n) + moved(gap), caches=caches)
+    if read:
+        model.hidden(prompt, positions=torch.arange(n), caches=caches)
+    for gap in gaps:
         positions = torch.arange(rest.shape[1]) + start(n, gap)
         losses = model.losses(rest, positions=positions, caches=[own(cache) for cache in caches])
-        found.append(float(mean(pick(losses, n_last))))
-    return np.array(found)
+        found.append(mean(pick(losses, n_last)))
+    return torch.stack(found)
 
 
 loss_across_gap.mistakes_of(
@@ -143,8 +144,9 @@ loss_across_gap.mistakes_of(
         "The prompt is forgotten in the positions: rest begins at n_prompt + gap.": {"start": lambda n, gap: gap},
         "One position too early: rest begins at n_prompt + gap.": {"start": lambda n, gap: n + gap - 1},
         "One position too late: rest begins at n_prompt + gap.": {"start": lambda n, gap: n + gap + 1},
-        "The gap changes nothing: the positions of rest have to grow by it.": {"start": lambda n, gap: n},
-        "Prompt and rest are both moved: RoPE sees differences only, so there is no gap.": {"moved": lambda gap: gap},
+        "No gap is seen: the positions of rest have to grow by it, and those of the prompt must not.": {
+            "start": lambda n, gap: n
+        },
         "The gap has the wrong sign: rest stands farther back, not before the prompt.": {
             "start": lambda n, gap: n - gap
         },
@@ -161,4 +163,4 @@ loss_across_gap.mistakes_of(
 
 @loss_across_gap.mistake("Each gap is added to those before it: every one is counted from the prompt.")
 def _(model, prompt, rest, gaps, n_last):
-    return usual(model, prompt, rest, list(np.cumsum(gaps)), n_last)
+    return usual(model, prompt, rest, np.cumsum(gaps).tolist(), n_last)
