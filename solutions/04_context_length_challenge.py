@@ -68,11 +68,11 @@
 #
 # - *Hour 1 (40).* 4.1: guess both slopes, the figure, the flow (9) · 4.2: the roofline, which of five wait for memory (8) ·
 #   4.3: the model repeats its pass key (4) · 4.3: what 4B asks, the three grids (9) · 4.4: three curves, one rule (10).
-# - *At home after hour 1.* 4A, 4B, 4C. For volunteers 4G.
+# - *At home after hour 1.* 4A, 4B, 4C.
 # - *Hour 2 (40).* 4.5: the gap on the board, predict the loss at 8,000 (12) · 4.5: what repairs it, two thresholds (6) ·
 #   4.5: the memory of a segment, reach and use (9) · 4.6: the table (3) · 4.7: what a prompt costs (6) · 4.8: bytes of
 #   three kernels (4).
-# - *At home after hour 2.* 4D, 4E, 4F. For volunteers 4H.
+# - *At home after hour 2.* 4D, 4E, 4F. For volunteers 4G.
 # - *Board.* Two blocks on a line, prompt and question, the gap $D$ between them; RoPE sees $m-n$ only.
 # - *Always works.* In 4.5 let the class choose a pass key and a gap, and read aloud what SmolLM2 answers.
 # - *Checkpoint 1.* From which length on is half of the work of one token attention, in a 70B model? (Some 54 thousand.)
