@@ -84,7 +84,6 @@ def effective_length(lengths, scores, threshold):
     return np.concatenate([[0], np.asarray(lengths)])[passed.sum(axis=1)]
 
 
-@torch.no_grad()
 def loss_across_gap(model, prompt, rest, gaps, n_last):
     """Mean loss of the last n_last tokens of rest, a gap of positions after the prompt.
 

@@ -612,7 +612,6 @@ plotting.show("Nine tokens, six of a prompt with the key in it and three of the 
 import copy
 
 # %% tags=["exercise", "export"] kind="training"
-@torch.no_grad()
 def loss_across_gap(model, prompt, rest, gaps, n_last):
     """Mean loss of the last n_last tokens of rest, a gap of positions after the prompt.
 

@@ -10,7 +10,7 @@ EQUIVALENT = {
         "line 15.11: 1 becomes 2": "0 divided by anything is 0",
     },
     "4D": {
-        "line 11.4: model.hidden(prompt, positions=torch.... without positions": "without them they begin at 0 as well"
+        "line 10.4: model.hidden(prompt, positions=torch.... without positions": "without them they begin at 0 as well"
     },
     "4E": {
         f"line 14.25: {change}": "the check brings its own weights"
