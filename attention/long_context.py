@@ -1,13 +1,16 @@
 # Generated from solutions/04_context_length_challenge.py by `python course.py build`. Edit that file, not this one.
 """Lecture 04 · The context-length challenge: the finished code."""
 
+import copy
 import functools
 import math
 
 import numpy as np
 import torch
+from torch import nn
 
-from attention.fundamentals import softmax
+from attention.fundamentals import attention_torch, softmax
+from attention.multi_head import merge_heads, split_heads
 from utils import cuda
 
 __all__ = [
@@ -26,26 +29,186 @@ __all__ = [
 
 
 def attention_share(n, n_params, n_layers, d_model):
-    """Share of the scores and weighted sums in the FLOPs of one token that sees n tokens; floats of the shape of n.
+    """Share of scores and weighted sums in the FLOPs of one token that sees n tokens.
 
-    n integers; n_params, n_layers, d_model integers. A multiplication and an addition count as two FLOPs.
+    n integers of any shape; n_params, n_layers, d_model integers. A multiplication and
+    an addition are two FLOPs. Returns floats of the shape of n.
     """
     by_length = 4.0 * np.asarray(n) * d_model * n_layers
     return by_length / (2.0 * n_params + by_length)
 
 
 def place_needle(haystack, needle, depth):
-    """Documents with one statement replaced: needle[b] stands in document b at depth[b], 0 the first place, 1 the last.
+    """Documents with one statement replaced: needle[b] in document b at depth[b].
 
-    haystack integers (batch, seq_len), needle integers (batch,), depth floats (batch,). Returns a new array of the
-    shape of haystack. Raises ValueError for a depth outside 0 to 1.
+    haystack integers (batch, seq_len), needle integers (batch,), depth floats (batch,):
+    0 the first place, 1 the last, between two places the nearer one, and the later one
+    if both are equally near.
+    Returns a new array. ValueError for a depth outside [0, 1].
     """
     if np.size(depth) and not (0 <= np.min(depth) and np.max(depth) <= 1):
-        raise ValueError(f"depth must lie between 0 and 1, got {np.min(depth)} to {np.max(depth)}")
+        raise ValueError("depth must lie between 0 and 1, "
+                         f"got {np.min(depth)} to {np.max(depth)}")
     places = np.floor(depth * (haystack.shape[1] - 1) + 0.5).astype(int)
     documents = haystack.copy()
     documents[np.arange(len(haystack)), places] = needle
     return documents
+
+
+def test_place_needle(place):
+    """Raise AssertionError if place(haystack, needle, depth) is wrong."""
+    haystack = np.arange(40).reshape(8, 5)
+    kept, needle = haystack.copy(), np.arange(100, 108)
+    depth = np.array([0.0, 1.0, 0.125, 0.375, 0.3, 0.95, 0.625, 0.2])
+    expected = haystack.copy()
+    expected[np.arange(8), [0, 4, 1, 2, 1, 4, 3, 1]] = needle
+    found = place(haystack, needle, depth)
+    assert np.array_equal(found, expected), "wrong places"
+    assert np.array_equal(haystack, kept), "the haystack was changed"
+    for outside in (-0.1, 1.5):
+        try:
+            place(haystack[:1], needle[:1], np.array([outside]))
+        except ValueError:
+            continue
+        raise AssertionError(f"a depth of {outside} is accepted")
+
+
+def effective_length(lengths, scores, threshold):
+    """The longest length up to which all scores are above the threshold, 0 for none.
+
+    lengths integers (n_lengths,), rising; scores (n_models, n_lengths). Returns
+    integers (n_models,). Source: the rule of Hsieh et al. 2024 (arXiv 2404.06654), § 4,
+    with the shorter lengths asked for as well.
+    """
+    passed = np.logical_and.accumulate(np.asarray(scores) > threshold, axis=1)
+    return np.concatenate([[0], np.asarray(lengths)])[passed.sum(axis=1)]
+
+
+def loss_across_gap(model, prompt, rest, gaps, n_last):
+    """Mean loss of the last n_last tokens of rest, a gap of positions after the prompt.
+
+    prompt (1, n_prompt), rest (1, n_rest), gaps a list of integers. model has
+    new_caches(), hidden and losses, both called (ids, positions=..., caches=...).
+    Returns a tensor of floats (n_gaps,).
+    """
+    caches = model.new_caches()
+    model.hidden(prompt, positions=torch.arange(prompt.shape[1]), caches=caches)
+    found = []
+    for gap in gaps:
+        own = [copy.copy(cache) for cache in caches]
+        positions = prompt.shape[1] + gap + torch.arange(rest.shape[1])
+        losses = model.losses(rest, positions=positions, caches=own)
+        found.append(losses[-n_last:].mean())
+    return torch.stack(found)
+
+
+class SegmentAttention(nn.Module):
+    """Causal self-attention over segments that remembers `memory` tokens before each.
+
+    x (batch, n, d_model) -> (batch, n, d_model). Parameters w_q, w_k, w_v, w_o
+    (d_model, d_model). No gradient flows into what is remembered.
+    Source: Dai et al. 2019 (arXiv 1901.02860), § 3.2, without its positions.
+    """
+
+    def __init__(self, d_model, n_heads, segment, memory):
+        super().__init__()
+        self.n_heads, self.segment, self.memory = n_heads, segment, memory
+        self.w_q, self.w_k, self.w_v, self.w_o = (
+            nn.Parameter(torch.randn(d_model, d_model) * d_model**-0.5) for _ in "qkvo")
+
+    def forward(self, x):
+        out = []
+        for start in range(0, x.shape[1], self.segment):
+            part = x[:, start:start + self.segment]
+            remembered = x[:, max(0, start - self.memory):start].detach()
+            seen = torch.cat([remembered, part], dim=1)
+            q, k, v = (split_heads(rows @ w, self.n_heads) for rows, w in
+                       ((part, self.w_q), (seen, self.w_k), (seen, self.w_v)))
+            out.append(merge_heads(attention_torch(q, k, v, causal=True)) @ self.w_o)
+        return torch.cat(out, dim=1)
+
+
+def kv_cache_bytes(seq_len, n_kv_heads, d_head, n_full, n_windowed=0, window=0,
+                   n_bytes=2):
+    """Bytes of the keys and values of one sequence: integers of the shape of seq_len.
+
+    n_full layers keep all seq_len tokens, n_windowed layers the last `window`; a number
+    has n_bytes bytes.
+    """
+    seq_len = np.asarray(seq_len, dtype=np.int64)
+    tokens_kept = n_full * seq_len + n_windowed * np.minimum(seq_len, window)
+    return 2 * n_kv_heads * d_head * n_bytes * tokens_kept
+
+
+OVER_BLOCK = r"""
+#define THREADS 256
+__device__ float combine(float a, float b, bool largest) { return largest ? fmaxf(a, b) : a + b; }
+__device__ float over_block(float x, bool largest) {
+  __shared__ float of_warp[THREADS / 32];
+  for (int o = 16; o > 0; o /= 2) x = combine(x, __shfl_xor_sync(0xffffffff, x, o), largest);
+  __syncthreads();                                      // the last call's numbers have been read
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
+  __syncthreads();                                      // all eight are there
+  x = of_warp[0];
+  for (int w = 1; w < THREADS / 32; ++w) x = combine(x, of_warp[w], largest);
+  return x;
+}
+// Every thread of the block calls these, and every thread gets the result.
+__device__ float block_max(float x) { return over_block(x, true); }
+__device__ float block_sum(float x) { return over_block(x, false); }
+"""
+
+
+SOFTMAX_READ_ONCE = OVER_BLOCK + r"""
+__global__ void softmax_read_once(const float* x, float* y, int n_columns) {
+  extern __shared__ float row[];
+  x += (size_t)blockIdx.x * n_columns, y += (size_t)blockIdx.x * n_columns;             // this block's row
+
+  // load
+  float maximum = -INFINITY, total = 0.0f;
+  for (int j = threadIdx.x; j < n_columns; j += THREADS) {
+    row[j] = x[j];
+    maximum = fmaxf(maximum, row[j]);
+  }
+  maximum = block_max(maximum);
+  if (maximum == -INFINITY) maximum = 0.0f;             // nothing to attend to: every exponential is exp(-inf) = 0
+
+  // exponentials
+  for (int j = threadIdx.x; j < n_columns; j += THREADS) {
+    row[j] = expf(row[j] - maximum);
+    total += row[j];
+  }
+  total = block_sum(total);
+  if (total == 0.0f) total = 1.0f;
+
+  // write
+  for (int j = threadIdx.x; j < n_columns; j += THREADS) y[j] = row[j] / total;
+}
+"""
+
+
+MATMUL_TILED = r"""
+#define TILE 16
+__global__ void matmul_tiled(const float* a, const float* b, float* c, int m, int n, int k) {
+  __shared__ float a_tile[TILE][TILE], b_tile[TILE][TILE];
+  int x = threadIdx.x, y = threadIdx.y;
+  int row = blockIdx.y * TILE + y, column = blockIdx.x * TILE + x;
+  float sum = 0.0f;
+  for (int first = 0; first < k; first += TILE) {
+    // load
+    a_tile[y][x] = row < m && first + x < k ? a[(size_t)row * k + first + x] : 0.0f;
+    b_tile[y][x] = first + y < k && column < n ? b[(size_t)(first + y) * n + column] : 0.0f;
+    __syncthreads();                                    // both tiles have arrived
+
+    // accumulate
+    for (int t = 0; t < TILE; ++t) sum += a_tile[y][t] * b_tile[t][x];
+    __syncthreads();                                    // both tiles have been used
+  }
+
+  // write
+  if (row < m && column < n) c[(size_t)row * n + column] = sum;
+}
+"""
 
 
 def loss_by_position(losses, edges):
@@ -61,16 +224,6 @@ def loss_by_position(losses, edges):
         if known.size:
             means[i] = known.mean()
     return means
-
-
-def effective_length(lengths, scores, threshold):
-    """The longest length up to which all scores are above the threshold: integers (n_models,), 0 where there is none.
-
-    lengths integers (n_lengths,), rising; scores (n_models, n_lengths).
-    Source: the rule of Hsieh et al. 2024 (arXiv 2404.06654), section 4, with the shorter lengths asked for as well.
-    """
-    passed = np.logical_and.accumulate(np.asarray(scores) > threshold, axis=1).sum(axis=1)
-    return np.concatenate([[0], np.asarray(lengths)])[passed]
 
 
 class SegmentMemory:
@@ -112,7 +265,6 @@ def relative_shift(by_distance):
     line = padded.reshape(*lead, n_queries * (n_keys + 1))[..., n_queries:]
     return np.tril(line.reshape(*lead, n_queries, n_keys), k=n_keys - n_queries)
 
-
 def relative_attention_numpy(q, k, v, r, u, w):
     """Causal attention with relative positions: scores ((q_i + u) k_j + (q_i + w) r_{i-j}) / sqrt(d_head), in NumPy.
 
@@ -125,16 +277,6 @@ def relative_attention_numpy(q, k, v, r, u, w):
     scores = np.where(np.tri(n_queries, n_keys, n_keys - n_queries, dtype=bool), scores / np.sqrt(q.shape[-1]), -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return cuda.weighted_sum(weights / weights.sum(axis=-1, keepdims=True), v)
-
-
-def kv_cache_bytes(seq_len, n_kv_heads, d_head, n_full, n_windowed=0, window=0, n_bytes=2):
-    """Bytes of the keys and values of one sequence: integers of the shape of seq_len.
-
-    n_full layers keep all seq_len tokens, n_windowed layers the last `window`; a number has n_bytes bytes.
-    """
-    seq_len = np.asarray(seq_len, dtype=np.int64)
-    tokens_kept = n_full * seq_len + n_windowed * np.minimum(seq_len, window)
-    return 2 * n_kv_heads * d_head * n_bytes * tokens_kept
 
 
 def prompt_cost(model, seq_len, n_bytes=2):
@@ -157,52 +299,6 @@ def prompt_cost(model, seq_len, n_bytes=2):
     return prefill, cache, model["active"] * n_bytes + cache
 
 
-OVER_BLOCK = r"""
-#define THREADS 256
-__device__ float combine(float a, float b, bool largest) { return largest ? fmaxf(a, b) : a + b; }
-__device__ float over_block(float x, bool largest) {
-  __shared__ float of_warp[THREADS / 32];
-  for (int o = 16; o > 0; o /= 2) x = combine(x, __shfl_xor_sync(0xffffffff, x, o), largest);
-  __syncthreads();                                      // the numbers of the last call have been read
-  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = x;
-  __syncthreads();                                      // all eight are there
-  x = of_warp[0];
-  for (int w = 1; w < THREADS / 32; ++w) x = combine(x, of_warp[w], largest);
-  return x;
-}
-__device__ float block_max(float x) { return over_block(x, true); }       // every thread calls it,
-__device__ float block_sum(float x) { return over_block(x, false); }      // every thread gets the result
-"""
-
-
-SOFTMAX_READ_ONCE = OVER_BLOCK + r"""
-__global__ void softmax_read_once(const float* x, float* y, int n_columns) {
-  extern __shared__ float row[];
-  x += (size_t)blockIdx.x * n_columns, y += (size_t)blockIdx.x * n_columns;             // this block's row
-
-  // load
-  float maximum = -INFINITY, total = 0.0f;
-  for (int j = threadIdx.x; j < n_columns; j += THREADS) {
-    row[j] = x[j];
-    maximum = fmaxf(maximum, row[j]);
-  }
-  maximum = block_max(maximum);
-  if (maximum == -INFINITY) maximum = 0.0f;             // nothing to attend to: every exponential is exp(-inf) = 0
-
-  // exponentials
-  for (int j = threadIdx.x; j < n_columns; j += THREADS) {
-    row[j] = expf(row[j] - maximum);
-    total += row[j];
-  }
-  total = block_sum(total);
-  if (total == 0.0f) total = 1.0f;
-
-  // write
-  for (int j = threadIdx.x; j < n_columns; j += THREADS) y[j] = row[j] / total;
-}
-"""
-
-
 SOFTMAX_ONLINE = OVER_BLOCK + r"""
 __global__ void softmax_online(const float* x, float* y, int n_columns) {
   x += (size_t)blockIdx.x * n_columns, y += (size_t)blockIdx.x * n_columns;             // this block's row
@@ -223,6 +319,48 @@ __global__ void softmax_online(const float* x, float* y, int n_columns) {
 
   // write
   for (int j = threadIdx.x; j < n_columns; j += THREADS) y[j] = expf(x[j] - top) / total;
+}
+"""
+
+
+MATMUL_REGISTERS = r"""
+#define BLOCK 64                                        // a block computes BLOCK x BLOCK numbers of C
+#define DEPTH 16                                        // columns of A, and rows of B, in a tile
+#define EACH 4                                          // a thread computes EACH x EACH numbers of C
+#define ROW(i) (y + 16 * (i))
+#define COLUMN(j) (x + 16 * (j))
+__global__ void matmul_registers(const float* a, const float* b, float* c, int m, int n, int k) {
+  __shared__ float a_tile[BLOCK][DEPTH], b_tile[DEPTH][BLOCK];
+  int x = threadIdx.x, y = threadIdx.y, thread = y * 16 + x;
+  int top = blockIdx.y * BLOCK, left = blockIdx.z * BLOCK;                  // blockIdx.x: which pair of matrices
+  a += (size_t)blockIdx.x * m * k, b += (size_t)blockIdx.x * k * n, c += (size_t)blockIdx.x * m * n;
+  float sum[EACH][EACH] = {};
+  for (int first = 0; first < k; first += DEPTH) {
+    // load
+    for (int e = thread; e < BLOCK * DEPTH; e += 256) {
+      int r = e / DEPTH, t = e % DEPTH;
+      a_tile[r][t] = top + r < m && first + t < k ? a[(size_t)(top + r) * k + first + t] : 0.0f;
+    }
+    for (int e = thread; e < DEPTH * BLOCK; e += 256) {
+      int t = e / BLOCK, s = e % BLOCK;
+      b_tile[t][s] = first + t < k && left + s < n ? b[(size_t)(first + t) * n + left + s] : 0.0f;
+    }
+    __syncthreads();                                    // both tiles have arrived
+
+    // accumulate, from registers
+    for (int t = 0; t < DEPTH; ++t) {
+      float a_part[EACH], b_part[EACH];
+      for (int i = 0; i < EACH; ++i) a_part[i] = a_tile[ROW(i)][t], b_part[i] = b_tile[t][COLUMN(i)];
+      for (int i = 0; i < EACH; ++i)
+        for (int j = 0; j < EACH; ++j) sum[i][j] += a_part[i] * b_part[j];
+    }
+    __syncthreads();                                    // both tiles have been used
+  }
+
+  // write
+  for (int i = 0; i < EACH; ++i)
+    for (int j = 0; j < EACH; ++j)
+      if (top + ROW(i) < m && left + COLUMN(j) < n) c[(size_t)(top + ROW(i)) * n + left + COLUMN(j)] = sum[i][j];
 }
 """
 
@@ -282,72 +420,6 @@ def softmax_rows_cuda(x):
         shared = 4 * n_columns if kept else 0
         softmax_kernel(kept).fast[rows.numel() // n_columns, 256, shared](rows, out, n_columns)
     return cuda.like(out, x)
-
-
-MATMUL_TILED = r"""
-#define TILE 16
-__global__ void matmul_tiled(const float* a, const float* b, float* c, int m, int n, int k) {
-  __shared__ float a_tile[TILE][TILE], b_tile[TILE][TILE];
-  int x = threadIdx.x, y = threadIdx.y;
-  int row = blockIdx.y * TILE + y, column = blockIdx.x * TILE + x;
-  float sum = 0.0f;
-  for (int first = 0; first < k; first += TILE) {
-    // load
-    a_tile[y][x] = row < m && first + x < k ? a[(size_t)row * k + first + x] : 0.0f;
-    b_tile[y][x] = first + y < k && column < n ? b[(size_t)(first + y) * n + column] : 0.0f;
-    __syncthreads();                                    // both tiles have arrived
-
-    // accumulate
-    for (int t = 0; t < TILE; ++t) sum += a_tile[y][t] * b_tile[t][x];
-    __syncthreads();                                    // both tiles have been used
-  }
-
-  // write
-  if (row < m && column < n) c[(size_t)row * n + column] = sum;
-}
-"""
-
-
-MATMUL_REGISTERS = r"""
-#define BLOCK 64                                        // a block computes BLOCK x BLOCK numbers of C
-#define DEPTH 16                                        // columns of A, and rows of B, in a tile
-#define EACH 4                                          // a thread computes EACH x EACH numbers of C
-#define ROW(i) (y + 16 * (i))
-#define COLUMN(j) (x + 16 * (j))
-__global__ void matmul_registers(const float* a, const float* b, float* c, int m, int n, int k) {
-  __shared__ float a_tile[BLOCK][DEPTH], b_tile[DEPTH][BLOCK];
-  int x = threadIdx.x, y = threadIdx.y, thread = y * 16 + x;
-  int top = blockIdx.y * BLOCK, left = blockIdx.z * BLOCK;                  // blockIdx.x: which pair of matrices
-  a += (size_t)blockIdx.x * m * k, b += (size_t)blockIdx.x * k * n, c += (size_t)blockIdx.x * m * n;
-  float sum[EACH][EACH] = {};
-  for (int first = 0; first < k; first += DEPTH) {
-    // load
-    for (int e = thread; e < BLOCK * DEPTH; e += 256) {
-      int r = e / DEPTH, t = e % DEPTH;
-      a_tile[r][t] = top + r < m && first + t < k ? a[(size_t)(top + r) * k + first + t] : 0.0f;
-    }
-    for (int e = thread; e < DEPTH * BLOCK; e += 256) {
-      int t = e / BLOCK, s = e % BLOCK;
-      b_tile[t][s] = first + t < k && left + s < n ? b[(size_t)(first + t) * n + left + s] : 0.0f;
-    }
-    __syncthreads();                                    // both tiles have arrived
-
-    // accumulate, from registers
-    for (int t = 0; t < DEPTH; ++t) {
-      float a_part[EACH], b_part[EACH];
-      for (int i = 0; i < EACH; ++i) a_part[i] = a_tile[ROW(i)][t], b_part[i] = b_tile[t][COLUMN(i)];
-      for (int i = 0; i < EACH; ++i)
-        for (int j = 0; j < EACH; ++j) sum[i][j] += a_part[i] * b_part[j];
-    }
-    __syncthreads();                                    // both tiles have been used
-  }
-
-  // write
-  for (int i = 0; i < EACH; ++i)
-    for (int j = 0; j < EACH; ++j)
-      if (top + ROW(i) < m && left + COLUMN(j) < n) c[(size_t)(top + ROW(i)) * n + left + COLUMN(j)] = sum[i][j];
-}
-"""
 
 
 def check_matrices(a, b):

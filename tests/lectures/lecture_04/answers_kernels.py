@@ -1,6 +1,6 @@
 """Answers to the CUDA exercises of lecture 04 as learners write them: right ones, unlike the lecture's, and wrong ones."""
 
-# --- 4.7 -------------------------------------------------------------------------------------------------------------
+# --- 4G -------------------------------------------------------------------------------------------------------------
 
 SOFTMAX_HEAD = r"""
 #define THREADS 256
@@ -109,7 +109,7 @@ FIRST_ROUND_DECIDES = COPIED_FIRST.replace(
     "if (thread < n_columns) top = row[thread];",
 )
 
-# --- 4.8 -------------------------------------------------------------------------------------------------------------
+# --- 4H -------------------------------------------------------------------------------------------------------------
 
 MATMUL_HEAD = r"""
 #define TILE 16
@@ -194,9 +194,9 @@ ONE_WARP_LOADS = THREAD_ZERO_LOADS.replace("if (x == 0 && y == 0)", "if (y < 2)"
     "for (int r = y; r < TILE; r += 2)\n        for (int t = x; t < TILE; t += TILE) {",
 )
 
-RIGHT = {"4.7": [IN_REGISTERS, COPIED_FIRST], "4.8": [BY_ROUNDS, A_TURNED]}
+RIGHT = {"4G": [IN_REGISTERS, COPIED_FIRST], "4H": [BY_ROUNDS, A_TURNED]}
 WRONG = {
-    "4.7": [
+    "4G": [
         (RESULT_UNUSED, "Use what block_max and block_sum return"),
         (ONE_COLUMN_A_THREAD, "Let j go on in steps of 256"),
         (TOO_FEW_REGISTERS, "an array of shape (2, 12000)"),
@@ -219,7 +219,7 @@ WRONG = {
         (THREE_READS, "Thread t reads columns t, t + 256"),
         (WRITTEN_TWICE, "bytes were written, where 12,012 would do"),
     ],
-    "4.8": [
+    "4H": [
         (NO_FIRST_BARRIER, "Two barriers in each round"),
         (NO_SECOND_BARRIER, "Two barriers in each round"),
         (NO_GUARD_OF_LOADS, "Compare with m, n and k"),

@@ -1,5 +1,6 @@
 """Lecture 04: the tasks ask what they say, memories do what they promise, costs agree with published numbers."""
 
+import itertools
 import json
 
 import numpy as np
@@ -12,7 +13,7 @@ from attention.experiments import long_context as tasks
 from attention.fundamentals import attention_numpy
 from attention.multi_head import TransformerConfig, TransformerLM
 from attention.rotary import ALiBi, Rotary
-from data.recorded.lecture_04 import POSITIONS, SEEDS
+from data.recorded.lecture_04 import SEEDS
 from utils import data, training
 
 MODELS = {
@@ -60,14 +61,28 @@ def test_the_order_of_the_questions_gives_no_answer_away():
 def test_recorded_readers_answer_at_the_length_they_were_trained_at():
     recorded = np.load(data.FOLDER / "recorded" / "lecture_04.npz")
     assert str(recorded["made_by"]) == "python -m data.recorded.lecture_04"
-    assert set(recorded) - {"made_by"} == {f"{kind} {seed}" for kind in POSITIONS for seed in SEEDS}
+    names = [*tasks.POSITIONS, *tasks.STEPS]
+    assert set(recorded) - {"made_by"} == {f"{name} {seed}" for name in names for seed in SEEDS}
     ids, answers, _ = tasks.documents(np.random.default_rng(3), 50, 32)
-    for name in set(recorded) - {"made_by"}:
-        reader = tasks.statement_reader(POSITIONS[name[:-2]]())
-        torch.nn.utils.vector_to_parameters(torch.from_numpy(recorded[name]).double(), reader.parameters())
+    for reader in itertools.chain(*map(tasks.recorded_readers, tasks.POSITIONS)):
         with torch.no_grad():
             said = reader(torch.from_numpy(ids)).argmax(-1).numpy()
         assert (said == answers)[:, 32:44].mean() > 0.9
+
+
+def test_handed_on_names_are_followed_also_when_theirs_is_the_first_question():
+    ids, answers, order = tasks.documents(np.random.default_rng(98), 200, 32)
+    for reader in itertools.chain(*map(tasks.recorded_readers, tasks.POSITIONS)):
+        with torch.no_grad():
+            right = reader(torch.from_numpy(ids[:, :33]))[:, 32].argmax(-1).numpy() == answers[:, 32]
+        assert right[order[:, 0] % 2 == 1].mean() > 0.85
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("scratchpad", 0.75, 1.0), ("blank tokens", 0.45, 0.65)])
+def test_parity_needs_a_scratchpad(name, low, high):
+    for model in tasks.recorded_thinkers(name):
+        accuracy = tasks.parity_accuracy(model, 32, name == "scratchpad")
+        assert low < accuracy[5:].mean() <= high
 
 
 def test_the_common_word_is_the_most_frequent_of_a_long_text():
@@ -121,6 +136,30 @@ def test_memory_extends_the_reach_with_every_layer(n_layers, segment, memory, ex
     assert reached == expected
 
 
+def test_a_layer_that_remembers_everything_is_causal_attention():
+    torch.manual_seed(0)
+    x = torch.randn(2, 11, 8, dtype=torch.float64)
+    layer = lc.SegmentAttention(8, 2, segment=3, memory=11).double()
+    q, k, v = ((x @ w).unflatten(-1, (2, 4)).transpose(1, 2) for w in (layer.w_q, layer.w_k, layer.w_v))
+    whole = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(layer(x), whole @ layer.w_o, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("n_layers", "segment", "memory", "expected"), REACH[:5])
+def test_a_stack_of_layers_reaches_as_far_as_segments_with_caches(n_layers, segment, memory, expected):
+    layers = [training.initialise(lc.SegmentAttention(8, 2, segment, memory).double(), i) for i in range(n_layers)]
+
+    def last(x):
+        for layer in layers:
+            x = x + layer(x)
+        return x[0, -1]
+
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 24, 8)))
+    moved = [x + (torch.arange(24) == at)[:, None] for at in range(24)]
+    reached = [23 - at for at in range(24) if not torch.equal(last(moved[at]), last(x))]
+    assert max(reached) == expected
+
+
 def test_no_gradient_flows_into_the_memory():
     memory = lc.SegmentMemory(3)
     k = torch.ones(1, 1, 4, 2, requires_grad=True)
@@ -143,6 +182,23 @@ def test_relative_attention_equals_loops_with_leading_axes():
         np.testing.assert_allclose(out[b, h, i], p / p.sum() @ v[b, h, : i + 4], atol=1e-12)
     plain = lc.relative_attention_numpy(q, k, v, 0 * r, 0 * u, 0 * w)
     np.testing.assert_allclose(plain, attention_numpy(q, k, v, causal=True), atol=1e-12)
+
+
+def test_losses_by_position_are_means_of_what_is_known():
+    losses = np.array([[1.0, np.nan, np.nan, 4.0], [3.0, 5.0, np.nan, np.nan]])
+    found = lc.loss_by_position(losses, np.array([0, 2, 3, 4]))
+    np.testing.assert_array_equal(found, [3.0, np.nan, 4.0])
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 5), (1, 4), (2, 3, 4, 6)])
+def test_the_relative_shift_puts_each_distance_at_its_key(shape):
+    scores = np.random.default_rng(0).standard_normal(shape)
+    n_queries, n_keys = shape[-2:]
+    expected = np.zeros(shape)
+    for i, j in np.ndindex(n_queries, n_keys):
+        if j <= i + n_keys - n_queries:
+            expected[..., i, j] = scores[..., i, n_keys - 1 - (i + n_keys - n_queries - j)]
+    np.testing.assert_array_equal(lc.relative_shift(scores), expected)
 
 
 def test_published_effective_lengths_follow_from_published_scores():
@@ -177,7 +233,7 @@ def test_the_flops_of_a_prefill_equal_a_sum_over_tokens(name):
     )
 
 
-def test_the_last_token_of_a_prefill_has_the_share_of_exercise_1():
+def test_the_last_token_of_a_prefill_has_the_share_of_exercise_4a():
     model = MODELS["Llama 3.1 70B"]
     n = 50_000
     last = lc.prompt_cost(model, n)[0] - lc.prompt_cost(model, n - 1)[0]

@@ -17,13 +17,15 @@ def must_move(report, loaded, stored):
             raise Failed(f"{moved:,} bytes were {verb}, where {enough:,} would do")
 
 
-# --- 4.7 -------------------------------------------------------------------------------------------------------------
+# --- 4G -------------------------------------------------------------------------------------------------------------
 
 EVERY_THREAD = "block_max and block_sum wait for the whole block: call them after the loops, outside of every if."
 softmax_read_once = KernelExercise(
-    "4.7",
+    "4G",
     "SOFTMAX_READ_ONCE",
     MODULE,
+    formerly="4.7",
+    importance="useful",
     fault_hints={
         "barrier": EVERY_THREAD,
         "deadlock": EVERY_THREAD,
@@ -114,15 +116,17 @@ def _(source, rng):
     must_move(run_softmax(source, x), x.nbytes, x.nbytes)
 
 
-# --- 4.8 -------------------------------------------------------------------------------------------------------------
+# --- 4H -------------------------------------------------------------------------------------------------------------
 
 ALL_WAIT = (
     "All 256 threads of a block have to come to each barrier, also those outside C: no return, no barrier in an if."
 )
 matmul_tiled = KernelExercise(
-    "4.8",
+    "4H",
     "MATMUL_TILED",
     MODULE,
+    formerly="4.8",
+    importance="extra",
     fault_hints={
         "race": "Two barriers in each round: one after the loads, so that both tiles have arrived, and one after the "
         "sums, so that nobody overwrites a tile in use.",

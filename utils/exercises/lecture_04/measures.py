@@ -1,6 +1,5 @@
-"""Lecture 04: share of attention, needle, loss by position, effective length. The oracles go number by number."""
+"""Lecture 04: share of attention, effective length. The oracles go number by number."""
 
-import math
 from fractions import Fraction
 
 import numpy as np
@@ -15,10 +14,10 @@ def each(function, n):
     return np.array([function(int(i)) for i in np.ravel(n)]).reshape(np.shape(n))
 
 
-# --- 4.1 -------------------------------------------------------------------------------------------------------------
+# --- 4A -------------------------------------------------------------------------------------------------------------
 
 
-@exercise("4.1", MODULE)
+@exercise("4A", MODULE, formerly="4.1", importance="useful")
 def attention_share(n, n_params, n_layers, d_model):
     def share(tokens):
         by_length = 4 * tokens * n_layers * d_model
@@ -27,25 +26,31 @@ def attention_share(n, n_params, n_layers, d_model):
     return each(share, n)
 
 
-@attention_share.property("4 n d L over 4 n d L + 2 N")
+@attention_share.property("4 n d L over 4 n d L + 2 N", hint="Which two sums are there, and what is the whole?")
 def _(ask, rng):
     ask(np.array([1, 2, 3]), 30, 3, 4)
     ask(rng.integers(1, 100_000, size=5), 70_553_706_496, 80, 8192)
 
 
-@attention_share.property("one share for each n, in the shape of n")
+@attention_share.property(
+    "one share for each n, in the shape of n", hint="What does your function return for two rows of n?"
+)
 def _(ask, rng):
     ask(rng.integers(1, 50, size=(2, 3)), 100, 3, 4)
     ask(rng.integers(1, 50, size=(2, 1)), 100, 3, 4)
     ask(np.array([7]), 100, 3, 4)
 
 
-@attention_share.property("no tokens, no attention; a million tokens, nearly all of it")
+@attention_share.property(
+    "no tokens, no attention; a million tokens, nearly all of it", hint="What is a share divided by?"
+)
 def _(ask, rng):
     ask(np.array([0, 10**6]), 1000, 3, 8)
 
 
-@attention_share.property("every layer has scores of its own: d and L count alike")
+@attention_share.property(
+    "every layer has scores of its own: d and L count alike", hint="How many layers compute scores?"
+)
 def _(ask, rng):
     ask(np.array([5, 6]), 1000, 3, 8)
     ask(np.array([5, 6]), 1000, 8, 3)
@@ -91,197 +96,10 @@ def _(n, n_params, n_layers, d_model):
     return 100 * share_with(lambda n, layers, d: 4 * n * d * layers)(n, n_params, n_layers, d_model)
 
 
-# --- 4.2 -------------------------------------------------------------------------------------------------------------
+# --- 4C -------------------------------------------------------------------------------------------------------------
 
 
-@exercise("4.2", MODULE)
-def place_needle(haystack, needle, depth):
-    documents = np.array(haystack)
-    for document, statement, d in zip(documents, needle, depth):
-        document[math.floor(d * (len(document) - 1) + 0.5)] = statement
-    return documents
-
-
-def hay(rng, batch, seq_len):
-    return rng.integers(100, 1000, size=(batch, seq_len)), rng.integers(10, 100, size=batch)
-
-
-@place_needle.property("each document gets its own needle at its own depth")
-def _(ask, rng):
-    ask(*hay(rng, 2, 5), np.array([0.25, 0.75]))
-    ask(*hay(rng, 4, 9), np.array([0.5, 0.125, 0.875, 0.25]))
-
-
-@place_needle.property("0 is the first place, 1 the last", hint="The last place has the index seq_len - 1.")
-def _(ask, rng):
-    ask(*hay(rng, 2, 4), np.array([0.0, 1.0]))
-
-
-@place_needle.property(
-    "between two places: the nearer one", hint="Adding a half and rounding down rounds to the nearest."
-)
-def _(ask, rng):
-    ask(*hay(rng, 3, 5), np.array([0.2, 0.3, 0.95]))
-
-
-@place_needle.property("equally near: the later one", hint="np.round and np.rint round a half to the even number.")
-def _(ask, rng):
-    ask(*hay(rng, 3, 4), np.array([0.5, 1 / 6, 5 / 6]))
-    ask(*hay(rng, 2, 2), np.array([0.5, 0.5]))
-
-
-@place_needle.property("a document of one statement becomes the needle")
-def _(ask, rng):
-    ask(*hay(rng, 2, 1), np.array([0.3, 1.0]))
-
-
-def placed(places):
-    """The usual answer; the mistakes differ in where the needle goes."""
-
-    def answer(haystack, needle, depth):
-        documents = haystack.copy()
-        documents[np.arange(len(documents)), places(depth, haystack.shape[1])] = needle
-        return documents
-
-    return answer
-
-
-for message, places in {
-    "The places are numbered from the other end: depth 0 is the start.": lambda d, n: np.floor(
-        (1 - d) * (n - 1) + 0.5
-    ).astype(int),
-    "depth * seq_len goes one too far: the last of seq_len places has the index seq_len - 1.": lambda d, n: np.minimum(
-        (d * n).astype(int), n - 1
-    ),
-    "Rounded down: add a half before.": lambda d, n: (d * (n - 1)).astype(int),
-    "A half was rounded to the even number; the later place was asked for.": lambda d, n: np.rint(d * (n - 1)).astype(
-        int
-    ),
-}.items():
-    place_needle.mistake(message)(placed(places))
-
-
-@place_needle.mistake("Every document got the needle at every depth: index with the rows as well as the places.")
-def _(haystack, needle, depth):
-    documents = haystack.copy()
-    documents[:, np.floor(depth * (haystack.shape[1] - 1) + 0.5).astype(int)] = needle[:, None]
-    return documents
-
-
-@place_needle.mistake("The needle was put in between; it takes the place of the statement that stood there.")
-def _(haystack, needle, depth):
-    places = np.floor(depth * (haystack.shape[1] - 1) + 0.5).astype(int)
-    return np.array([np.insert(row, place, n) for row, place, n in zip(haystack, places, needle)])
-
-
-# --- 4.3 -------------------------------------------------------------------------------------------------------------
-
-
-@exercise("4.3", MODULE)
-def loss_by_position(losses, edges):
-    means = []
-    for first, end in zip(edges[:-1], edges[1:]):
-        known = [float(x) for row in losses for x in row[first:end] if not math.isnan(x)]
-        means.append(math.fsum(known) / len(known) if known else math.nan)
-    return np.array(means)
-
-
-def mean_of_known(x, axis=None):
-    """np.nanmean without its warning about empty slices."""
-    known = ~np.isnan(x)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(known, x, 0).sum(axis) / np.asarray(known.sum(axis))
-
-
-def some_losses(rng, batch, seq_len, known=1.0):
-    losses = rng.uniform(0, 5, size=(batch, seq_len)).round(1)
-    return np.where(rng.random(losses.shape) < known, losses, np.nan)
-
-
-@loss_by_position.property("the mean over the positions of each bucket")
-def _(ask, rng):
-    ask(some_losses(rng, 2, 6), np.array([0, 3, 6]))
-    ask(some_losses(rng, 5, 20), np.array([0, 5, 10, 20]))
-
-
-@loss_by_position.property("buckets may differ in width and leave positions out")
-def _(ask, rng):
-    ask(some_losses(rng, 3, 12), np.array([2, 3, 7, 11]))
-
-
-@loss_by_position.property(
-    "positions without a loss (nan) are left out", hint="np.isnan finds them; divide by how many are left."
-)
-def _(ask, rng):
-    ask(some_losses(rng, 2, 4, 0.6), np.array([0, 2, 4]))
-    ask(some_losses(rng, 6, 18, 0.5), np.array([0, 9, 18]))
-
-
-@loss_by_position.property("every loss counts once, whichever document it is in")
-def _(ask, rng):
-    ask(np.array([[1.0, np.nan, np.nan], [4.0, 4.0, 4.0]]), np.array([0, 3]))
-
-
-@loss_by_position.property("a bucket without any loss is nan")
-def _(ask, rng):
-    ask(np.array([[1.0, 2.0, np.nan, np.nan], [3.0, np.nan, np.nan, np.nan]]), np.array([0, 2, 4]))
-
-
-@loss_by_position.property(
-    "all at once: buckets of any width, positions without a loss, an empty bucket",
-    hint="Which two of them do not work together?",
-)
-def _(ask, rng):
-    losses = some_losses(rng, 7, 60, 0.5)
-    losses[:, 12:14] = np.nan
-    ask(losses, np.array([1, 2, 12, 14, 45, 57]))
-    ask(1e3 * losses[:1], np.array([1, 2, 12, 14, 45, 57]))
-
-
-@loss_by_position.mistake("edges[i + 1] belongs to the next bucket.")
-def _(losses, edges):
-    return np.array([mean_of_known(losses[:, a : b + 1]) for a, b in zip(edges[:-1], edges[1:])])
-
-
-@loss_by_position.mistake("A nan counts as zero here: divide by the number of losses, not by the size of the bucket.")
-def _(losses, edges):
-    return np.array([np.nan_to_num(losses[:, a:b]).mean() for a, b in zip(edges[:-1], edges[1:])])
-
-
-@loss_by_position.mistake("One nan makes its whole bucket nan: leave out the positions without a loss.")
-def _(losses, edges):
-    return np.array([losses[:, a:b].mean() for a, b in zip(edges[:-1], edges[1:])])
-
-
-@loss_by_position.mistake("This is a mean of the documents' means: a document with few losses counts too much.")
-def _(losses, edges):
-    return np.array([mean_of_known(mean_of_known(losses[:, a:b], axis=1)) for a, b in zip(edges[:-1], edges[1:])])
-
-
-@loss_by_position.mistake("This is a mean of the positions' means: every loss counts once.")
-def _(losses, edges):
-    return np.array([mean_of_known(mean_of_known(losses[:, a:b], axis=0)) for a, b in zip(edges[:-1], edges[1:])])
-
-
-@loss_by_position.mistake("The buckets are of positions: slice the columns, losses[:, a:b].")
-def _(losses, edges):
-    return np.array([mean_of_known(losses[a:b]) for a, b in zip(edges[:-1], edges[1:])])
-
-
-@loss_by_position.mistake("This is the mean up to the end of each bucket: it begins at edges[i].")
-def _(losses, edges):
-    return np.array([mean_of_known(losses[:, :b]) for b in edges[1:]])
-
-
-@loss_by_position.mistake("A bucket without any loss is nan, not 0: nothing was measured there.")
-def _(losses, edges):
-    return np.nan_to_num(loss_by_position.oracle(losses, edges))
-
-
-# --- 4.4 -------------------------------------------------------------------------------------------------------------
-
-
-@exercise("4.4", MODULE)
+@exercise("4C", MODULE, formerly="4.4", importance="useful")
 def effective_length(lengths, scores, threshold):
     longest = []
     for row in scores:
@@ -294,7 +112,10 @@ def effective_length(lengths, scores, threshold):
     return np.array(longest)
 
 
-@effective_length.property("the last length above the threshold")
+@effective_length.property(
+    "the last length above the threshold",
+    hint="How many lengths of a row have passed, and which length is the last of them?",
+)
 def _(ask, rng):
     ask(np.array([4, 8, 16]), np.array([[0.9, 0.88, 0.5], [0.9, 0.7, 0.2]]), 0.85)
     ask(np.array([1, 3, 10, 50]), -np.sort(-rng.random((6, 4)).round(2), axis=1), 0.5)
@@ -316,7 +137,7 @@ def _(ask, rng):
     ask(np.array([4, 8, 16, 32]), np.array([[0.9, 0.4, 0.9, 0.95], [0.2, 0.9, 0.9, 0.9]]), 0.5)
 
 
-@effective_length.property("a score equal to the threshold is not above it")
+@effective_length.property("a score equal to the threshold is not above it", hint="Is 0.75 above 0.75?")
 def _(ask, rng):
     ask(np.array([4, 8, 16]), np.array([[0.9, 0.75, 0.6], [0.75, 0.75, 0.75]]), 0.75)
 

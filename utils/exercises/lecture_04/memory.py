@@ -8,10 +8,10 @@ from utils.judge.function import exercise
 MODULE = "long_context"
 
 
-# --- 4.6 -------------------------------------------------------------------------------------------------------------
+# --- 4F -------------------------------------------------------------------------------------------------------------
 
 
-@exercise("4.6", MODULE)
+@exercise("4F", MODULE, formerly="4.6", importance="useful")
 def kv_cache_bytes(seq_len, n_kv_heads, d_head, n_full, n_windowed=0, window=0, n_bytes=2):
     def size(tokens):
         kept = sum([tokens] * n_full) + sum([min(tokens, window)] * n_windowed)
@@ -20,18 +20,26 @@ def kv_cache_bytes(seq_len, n_kv_heads, d_head, n_full, n_windowed=0, window=0, 
     return each(size, seq_len)
 
 
-@kv_cache_bytes.property("a key and a value for each token, layer and KV head")
+@kv_cache_bytes.property(
+    "a key and a value for each token, layer and KV head",
+    hint="What does one token leave in one layer, and how many numbers is that?",
+)
 def _(ask, rng):
     ask(np.array([1, 10]), 2, 4, 3)
     ask(np.array([131072]), 8, 128, 80)
 
 
-@kv_cache_bytes.property("one number for each seq_len, in its shape")
+@kv_cache_bytes.property(
+    "one number for each seq_len, in its shape", hint="What does your function return for two rows of lengths?"
+)
 def _(ask, rng):
     ask(rng.integers(1, 500, size=(2, 3)), 2, 8, 2)
 
 
-@kv_cache_bytes.property("layers with a window keep at most `window` tokens")
+@kv_cache_bytes.property(
+    "layers with a window keep at most `window` tokens",
+    hint="How many tokens has a windowed layer after 1,000, with a window of 50?",
+)
 def _(ask, rng):
     ask(np.array([100, 1000]), 2, 4, 1, n_windowed=3, window=50)
     ask(np.array([100, 1000]), 2, 4, 0, n_windowed=2, window=300)
@@ -42,7 +50,7 @@ def _(ask, rng):
     ask(np.array([0, 3, 8]), 2, 4, 1, n_windowed=3, window=8)
 
 
-@kv_cache_bytes.property("n_bytes is the size of a number")
+@kv_cache_bytes.property("n_bytes is the size of a number", hint="Which argument says how large a number is?")
 def _(ask, rng):
     ask(np.array([5, 6]), 2, 4, 3, n_bytes=4)
     ask(np.array([5, 6]), 2, 4, 3, n_bytes=1)
