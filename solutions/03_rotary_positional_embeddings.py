@@ -28,11 +28,10 @@
 # %% [markdown] tags=["slide"]
 # # Lecture 03 · Rotary positional embeddings
 #
-# **The question.** Attention compares every token with every other; nothing in it says which came first. How does order
-# get in, and what happens at a distance that no training text ever had? **You will be able to** *write* the rotation that
-# most open models use (3A), *find* its bugs (3B), *convert* weights made for other pairs (3C), *build* the layer with its
-# cache (3D), *measure* a model behind a gap of positions (3E), *stretch* it (3F), *rotate* on a GPU (3G).
-# **You need** attention and masks (lecture 01), heads and the small language model (lecture 02).
+# **The question.** How does order get into attention, and what happens at distances that no training text had?
+# **You will be able to** *write* the rotation that most open models use (3A), *find* its bugs (3B), *convert* weights made
+# for other pairs (3C), *build* the layer with its cache (3D), *measure* a model behind a gap (3E), *stretch* it (3F),
+# *rotate* on a GPU (3G). **You need** attention and masks (lecture 01), heads and the small language model (lecture 02).
 #
 # | part or section | core minutes | more minutes |
 # |---|---|---|
@@ -65,6 +64,7 @@
 #   (3.4). Does a larger base reach further? Only with training (3.15).
 
 # %%
+import math
 import os
 import sys
 from functools import partial
@@ -86,10 +86,10 @@ torch.set_num_threads(1)  # tiny models: one thread is fastest
 #
 # ### 3.1 Absolute and relative positions
 #
-# **What does attention make of another order?** Six words, each with a fixed random vector; queries and keys are two
-# projections of it. The second sentence swaps dog and man.
+# **What does attention make of another order?** Six words, each a random vector; queries and keys are its projections.
+# The second sentence swaps two.
 #
-# *Predict.* Which words get another output in the second sentence? And the two "the" of the first?
+# *Predict.* Which words get another output there? And the two "the"?
 
 # %% tags=["first-attention", "slide"]
 words = ["the", "dog", "bites", "the", "man", "again"]
@@ -133,23 +133,22 @@ if smollm:
 # With "not at all" (**NoPE**) that makes six ways to tell positions. What do they do to words that are all the same?
 
 # %% tags=["slide"]
-from attention.fundamentals import causal_mask, softmax
+from attention.fundamentals import softmax
 from attention.rotary import ALiBi, rope_frequencies, sinusoidal_positions
 
-n = 24
-steps = np.arange(n)[:, None] - np.arange(n)  # how far back each key stands
-waves = sinusoidal_positions(np.arange(n), 32)
-angles_of_steps = steps[..., None] * rope_frequencies(32)[0]
-scores = {"NoPE": np.zeros((n, n)), "sinusoidal": waves @ waves.T / np.sqrt(32),
-          "ALiBi, slope 1/4": ALiBi(8).bias(n, n).numpy()[1],
-          "RoPE": 2 * np.cos(angles_of_steps).sum(-1) / np.sqrt(32)}
-weights = softmax(np.where(causal_mask(n, n), np.stack(list(scores.values())), -np.inf))
-plotting.heads(weights, names=list(scores),
-               title="Equal words: NoPE sees no order, the others prefer near keys")
-plotting.show("Four maps of causal weights on equal words: even rows for NoPE, and "
-              "bands along the diagonal for sinusoidal, ALiBi and RoPE.")
-print(f"weight on itself in the last row: NoPE {weights[0, -1, -1]:.2f}, "
-      f"ALiBi {weights[2, -1, -1]:.2f}, RoPE {weights[3, -1, -1]:.2f}")
+far = np.arange(24)  # how many tokens back a key stands
+waves = sinusoidal_positions(far, 32)
+angles_back = np.outer(far, rope_frequencies(32)[0])
+scores = {"NoPE": np.zeros(24), "sinusoidal": waves @ waves[0] / np.sqrt(32),
+          "ALiBi, slope 1/4": ALiBi(8).bias(1, 24).numpy()[1, 0, ::-1],
+          "RoPE": 2 * np.cos(angles_back).sum(1) / np.sqrt(32)}
+weights = {name: softmax(row) for name, row in scores.items()}
+plotting.curves(weights, x=far, xlabel="tokens back", ylabel="attention weight",
+                title="Equal words: NoPE sees no order, the others prefer near keys")
+plotting.show("Attention weight against distance on equal words: level for NoPE, "
+              "falling for ALiBi, falling and then wavy for sinusoidal and RoPE.")
+for name, row in weights.items():
+    print(f"{name:17s} weight on itself {row[0]:.2f}, on the key before {row[1]:.2f}")
 
 # %% [markdown]
 # **Who notices where a text begins?** The same twelve tokens, at positions 0 to 11 and at 100 to 111; the logits of an
@@ -173,7 +172,8 @@ for name, scheme in schemes.items():
         later = model(ids, positions=torch.arange(100, 112))
         changes[name] = (model(ids) - later).abs().max().item()
     print(f"{name:10s} logits change by {changes[name]:.3f}")
-plotting.bars(changes, ylabel="largest change of a logit",
+plotting.bars({name: round(change, 12) for name, change in changes.items()},
+              ylabel="largest change of a logit",
               title="Learned and sinusoidal notice where a text begins, others do not")
 plotting.show("Six bars: learned and sinusoidal positions change the logits, T5, "
               "ALiBi, RoPE and NoPE leave them exactly as they were.")
@@ -347,7 +347,7 @@ apply_rope_numpy = check("3A", apply_rope_numpy)
 # %% [markdown]
 # **Into a real model.** Yours takes the place of SmolLM2's own rotation: heads of 64 columns, base 100,000.
 
-# %% tags=["language-model", "slide"]
+# %% tags=["language-model"]
 if smollm:
     thetas = rope_frequencies(64, 100000.0)[0]
 
@@ -371,7 +371,7 @@ for start in (0, 1_000, 99_900):
 
 # %% [markdown]
 # **Trap.** *"RoPE weakens tokens that are far away."* The paper shows a bound that falls with distance, and equal vectors do score
-# less: that was the band in 3.1. *Predict.* And vectors that point anywhere?
+# less: that was the fall in 3.1. *Predict.* And vectors that point anywhere?
 
 # %%
 clocks = rope_frequencies(64)[0]
@@ -605,9 +605,10 @@ if smollm:
     for name, loss in cost.items():
         print(f"{name:17s} loss {loss:.2f}")
     plotting.bars(cost, ylabel="loss (nats a token)",
-                  title="A shift costs nothing; stretching and mispairing do")
-    plotting.show("Eight bars of loss: right, shifted and base 10,000 alike, twice as "
-                  "large a little higher, the other four clearly higher.")
+                  title="A shift costs nothing, a wrong base or factor 2 little, "
+                  "the others most of a nat and more")
+    plotting.show("Eight bars of loss: right and shifted alike, base 10,000 and twice "
+                  "as large a little higher, the other four clearly higher.")
 
 # %% [markdown]
 # The shift costs nothing: RoPE is relative, in a trained model too. A wrong base hardly shows in the loss and not at all in a short text; only a comparison of logits finds it. Stretched by 4, the model is
@@ -644,6 +645,7 @@ ax = plotting.curves(right, x=READ_AT, xlabel="place in the stream (trained up t
                      title="Within 32 four schemes are right; beyond, T5 holds best, "
                            "RoPE slides, sinusoidal and learned drop at once")
 ax.set_xscale("log", base=2)
+ax.legend(loc="center left", title="band: range over 2 seeds")
 plotting.show("Accuracy against place: RoPE, T5, sinusoidal and learned at 1 up to 32; "
               "then T5 stays near 1, RoPE falls to chance at 192, the two absolute "
               "ones at once; ALiBi level at a quarter, NoPE below it.")
@@ -723,11 +725,12 @@ if smollm:
                     xlabel="gap between prompt and text (positions)",
                     ylabel="loss (nats a token)", threshold_name="no prompt:",
                     title="Beyond the trained 8,192 positions a prompt harms")
-    plotting.show("Loss against the gap: rising slowly to the level without a prompt "
-                  "near 8,000, then jumping two nats above it at 16,000.")
+    plotting.show("Loss against the gap: rising slowly through the level without a "
+                  "prompt, then from 12,000 jumping two nats above it at 16,000.")
 
 # %% [markdown]
-# Near 8,000, just inside the declared length. Up to there a far prompt slowly loses its use. Beyond, it **harms**: it would be better to have none.
+# Between 2,000 and 8,000, inside the declared length: up to there a far prompt slowly loses its use. Beyond 8,192 it **harms**: at 16,000 by two
+# nats, where it would be far better to have none.
 
 # %% [markdown]
 # ### 3.5 Scaling considerations: which clocks to slow
@@ -736,7 +739,7 @@ if smollm:
 #
 # *Predict.* 32 pairs, base 100,000, 8,192 positions. How many have not come round?
 
-# %% tags=["slide"]
+# %%
 smol = rope_frequencies(64, 100000.0)[0]
 turned_in = 8192 * smol / (2 * np.pi)
 for i in (0, 10, 19, 20, 31):
@@ -882,7 +885,7 @@ plotting.show("Accuracy against place: RoPE as it is and YaRN start at 1 and fal
 #
 # Now 40 steps of training on streams of 128. With its **control**: plain RoPE, with the same 40 steps.
 
-# %% tags=["approx", "slide"] approx={"numbers": 0.3}
+# %% tags=["approx"] approx={"numbers": 0.3}
 from attention.experiments.rotary import streams, read_back_loss
 
 for name, scaling in (("RoPE", None), ("PI", ramps["PI"])):
@@ -1023,7 +1026,7 @@ plotting.show("Two bars for each of three kernels, logarithmic: bytes far longer
 #
 # ### 3.7 In use
 #
-# **What do you call on Monday?** transformers: `rope_parameters` of a configuration, with `rope_type` (`default`, `linear`, `dynamic`, `yarn`, `llama3`) and `rope_theta`; its Llama code is half-split, its GPT-J interleaved. flash-attn: `apply_rotary_emb(..., interleaved=False)`. vLLM:
+# **What do you call on Monday?** transformers: `rope_parameters` of a configuration, with `rope_type` (`default`, `linear`, `dynamic`, `yarn`, `llama3`) and `rope_theta`: the keys that our `rope_frequencies` takes (a test of the course compares the two on random configurations). Its Llama code is half-split, its GPT-J's interleaved. flash-attn: `apply_rotary_emb(..., interleaved=False)`. vLLM:
 # `is_neox_style=True` means half-split. Pitfalls: positions or angles cast to bfloat16 with the model (3.14), a dynamic scaling with a cache of turned keys (3.13), and a configuration that promises a length nobody trained.
 #
 # You meet it whenever a chat grows too long. *Context shift* drops the oldest tokens and moves the rest forward; the cached keys are already turned. Two rotations in a row are one rotation: turn them back.
@@ -1169,9 +1172,9 @@ print(f"turned by 7: off by {off_by:.6f} from position p + 7")
 # %%
 from attention.rotary import t5_buckets
 
-print("tokens back:", *(f"{far}: bucket {t5_buckets(-far, bidirectional=False)}, "
-                        for far in (1, 15, 16, 32, 64)), "5,000:",
-      t5_buckets(-5000, bidirectional=False))
+for back in (1, 15, 16, 32, 64, 5000):
+    bucket = t5_buckets(-back, bidirectional=False)
+    print(f"{back:5,} tokens back: bucket {bucket}")
 
 # %% [markdown]
 # In 26. **ALiBi** (attention with linear biases, Press et al. 2021) trains nothing: each head has a slope. The paper gives those for 8 heads, $2^{-1},2^{-2},\dots,2^{-8}$, a
@@ -1216,6 +1219,8 @@ def alibi_slopes(n_heads):
 alibi_slopes = check("3H", alibi_slopes)
 
 # %%
+from attention.fundamentals import causal_mask
+
 biased = softmax(np.where(causal_mask(24, 24), ALiBi(8).bias(24, 24).numpy(), -np.inf))
 plotting.heads(biased[[0, 2, 5, 7]],
                names=["slope 1/2", "slope 1/8", "slope 1/64", "slope 1/256"],
@@ -1398,7 +1403,6 @@ if smollm:
 
 # %%
 import functools
-import math
 
 # %% tags=["export", "plumbing"]
 def check_rope(x, positions, frequencies):
