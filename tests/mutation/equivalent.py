@@ -7,6 +7,27 @@ EQUIVALENT = {
         "line 13.26: 0 becomes -1": "what is subtracted from -inf does not matter",
         "line 15.11: 1 becomes 2": "0 divided by anything is 0",
     },
+    "3A": {
+        "line 13.10: (attention_scale * np.cos(angles)).as... without .astype": "the result is cast to the type of x in the end",
+        "line 14.10: (attention_scale * np.sin(angles)).as... without .astype": "the result is cast to the type of x in the end",
+        "line 16.11: x[..., first].astype(work) without .astype": "the result is cast to the type of x in the end",
+        "line 16.39: x[..., second].astype(work) without .astype": "the result is cast to the type of x in the end",
+    },
+    "3C": {
+        "line 11.39: 1 becomes 2": "NumPy takes any negative size for the unknown one",
+        "line 12.30: -2 becomes 2": "of four axes number -2 is number 2",
+    },
+    "3D": {
+        "line 14.47: d_model // n_heads: // becomes /": "rope_frequencies makes a whole number of it",
+        "line 16.25: -0.5 becomes 0.5": "the check copies its own weights in",
+        "line 16.25: 0.5 becomes -0.5": "the check copies its own weights in",
+        "line 16.25: 0.5 becomes 1.5": "the check copies its own weights in",
+        "line 16.25: d_model ** (-0.5) becomes its left side": "the check copies its own weights in",
+        "line 16.25: d_model ** (-0.5) becomes its right side": "the check copies its own weights in",
+        "line 16.25: d_model ** (-0.5): ** becomes *": "the check copies its own weights in",
+        "line 16.25: torch.randn(d_model, d_model) * d_mod... becomes its left side": "the check copies its own weights in",
+        "line 16.25: torch.randn(d_model, d_model) * d_mod...: * becomes /": "the check copies its own weights in",
+    },
     "4.7": {
         "line 18.11: row[j] = expf(row[j] - maximum);: expf(row[j] - maximum) times 1.05": "every weight is divided by the sum"
     },
