@@ -19,6 +19,8 @@ EQUIVALENT = {
     },
     "3D": {
         "line 14.47: d_model // n_heads: // becomes /": "rope_frequencies makes a whole number of it",
+        "line 23.20: 0 becomes -1": "all positions move together: RoPE sees differences only",
+        "line 23.20: 0 becomes 1": "all positions move together: RoPE sees differences only",
         "line 16.25: -0.5 becomes 0.5": "the check copies its own weights in",
         "line 16.25: 0.5 becomes -0.5": "the check copies its own weights in",
         "line 16.25: 0.5 becomes 1.5": "the check copies its own weights in",
@@ -27,6 +29,17 @@ EQUIVALENT = {
         "line 16.25: d_model ** (-0.5): ** becomes *": "the check copies its own weights in",
         "line 16.25: torch.randn(d_model, d_model) * d_mod... becomes its left side": "the check copies its own weights in",
         "line 16.25: torch.randn(d_model, d_model) * d_mod...: * becomes /": "the check copies its own weights in",
+    },
+    "3G": {
+        "line 7.16: size_t pair = (size_t)blockIdx.x * blockDim.x + threadIdx.x;: (size_t) becomes nothing": "no grid "
+        "that can be tried has four billion threads"
+    },
+    "3H": {
+        "line 14.40: 1 becomes 0": "what is too long is cut off, and one less is enough",
+        "line 14.40: 1 becomes 2": "what is too long is cut off, and one less is enough",
+        "line 14.40: 2 * power + 1 becomes its left side": "what is too long is cut off, and one less is enough",
+        "line 14.40: 2 * power + 1: + becomes -": "what is too long is cut off, and one less is enough",
+        "line 14.40: 2 becomes 3": "what is too long is cut off, and one less is enough",
     },
     "4.7": {
         "line 18.11: row[j] = expf(row[j] - maximum);: expf(row[j] - maximum) times 1.05": "every weight is divided by the sum"

@@ -53,7 +53,7 @@ def _(ask, rng):
     hint="Which is the largest power of two that is not above n, and how many slopes are missing?",
 )
 def _(ask, rng):
-    for n_heads in (3, 5, 6, 20, 71):
+    for n_heads in (3, 5, 6, 15, 20, 71):
         ask(n_heads)
 
 
