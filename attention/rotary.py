@@ -8,10 +8,210 @@ import numpy as np
 import torch
 from torch import nn
 
-from attention.multi_head import Positions
+from attention.fundamentals import attention_torch
+from attention.multi_head import Positions, merge_heads, split_heads
 from utils import cuda
 
 __all__ = ["apply_rope_numpy", "apply_rope_torch", "apply_rope_cuda", "rope_frequencies", "alibi_slopes"]
+
+
+def apply_rope_numpy(x, positions, frequencies, attention_scale=1.0, interleaved=False):
+    """Turn each pair of columns of x by position times frequency, in NumPy.
+
+    x (..., seq, d); positions (seq,) or (batch, seq), batch being the first axis of x;
+    frequencies (d_rot / 2,), in radians per position. Pairs are columns i and
+    i + d_rot / 2, or with interleaved 2i and 2i + 1. Columns from d_rot on stay as they
+    are. attention_scale multiplies what is rotated. Returns the shape and float type of
+    x (half precision may be computed in single); rope_angles raises a ValueError when
+    shapes do not fit. Source: Su et al. 2021 (arXiv 2104.09864), equation 34.
+    """
+    angles, work = rope_angles(x, positions, frequencies), cuda.work_type(x)
+    cos = (attention_scale * np.cos(angles)).astype(work)
+    sin = (attention_scale * np.sin(angles)).astype(work)
+    first, second = pair_slices(len(frequencies), interleaved)
+    a, b = x[..., first].astype(work), x[..., second].astype(work)
+    out = x.astype(work)
+    out[..., first], out[..., second] = a * cos - b * sin, a * sin + b * cos
+    return cuda.like(out, x)
+
+
+def test_rope(rope):
+    """Raise AssertionError if rope(x, positions, frequencies) is wrong."""
+    rng = np.random.default_rng(1)
+    x, thetas = rng.standard_normal((2, 3, 9)), np.array([1.0, 0.5, 0.2, 0.01])
+    given, places = x.copy(), np.array([100_003, 7, 40])
+    got = rope(x, places, thetas)
+    assert np.array_equal(x, given), "the input has changed"
+    for head in range(2):
+        for row, place in enumerate(places):
+            for i, theta in enumerate(thetas):
+                z = complex(given[head, row, i], given[head, row, i + 4])
+                z = z * np.exp(1j * place * theta)
+                assert np.allclose(got[head, row, [i, i + 4]], [z.real, z.imag]), i
+    assert np.array_equal(got[..., 8], given[..., 8]), "a column without a pair"
+
+
+def interleaved_to_half_split(w, n_heads):
+    """Reorder columns of a projection: half-split RoPE then does what interleaved did.
+
+    w (d_model, n_heads * d_head), d_head even. Returns the same shape and type.
+    ValueError where the columns do not make n_heads heads of even size.
+    """
+    if n_heads < 1 or w.shape[-1] % (2 * n_heads):
+        raise ValueError("w must have an even number of columns for each of "
+                         f"{n_heads} heads, got {w.shape[-1]}")
+    pairs = w.reshape(len(w), n_heads, -1, 2)
+    return pairs.swapaxes(-1, -2).reshape(w.shape)
+
+
+class RotaryAttention(nn.Module):
+    """Causal self-attention whose queries and keys are turned by their positions.
+
+    base: of the frequencies. ValueError unless d_model / n_heads is an even number.
+    """
+
+    def __init__(self, d_model, n_heads, base=10000.0):
+        super().__init__()
+        if n_heads < 1 or d_model % (2 * n_heads):
+            raise ValueError("d_model must make n_heads heads of even size, "
+                             f"got {d_model} and {n_heads}")
+        self.n_heads = n_heads
+        self.frequencies, _ = rope_frequencies(d_model // n_heads, base)
+        self.w_q, self.w_k, self.w_v, self.w_o = (
+            nn.Parameter(torch.randn(d_model, d_model) * d_model**-0.5) for _ in range(4))
+
+    def forward(self, x, positions=None, cache=None):
+        q, k, v = (split_heads(x @ w, self.n_heads) for w in (self.w_q, self.w_k, self.w_v))
+        if positions is None:
+            start = 0 if cache is None else cache.length
+            positions = torch.arange(start, start + x.shape[1])
+        q, k = (apply_rope_torch(a, positions, self.frequencies) for a in (q, k))
+        if cache is not None:
+            k, v = cache.update(k, v)
+        return merge_heads(attention_torch(q, k, v, causal=True)) @ self.w_o
+
+
+def gap_loss(model, ids, n_prompt, gap):
+    """Mean next-token loss behind a gap of positions after the first n_prompt tokens.
+
+    model(ids, positions=...): logits (batch, n, vocab_size); ids (batch, n) int64.
+    Returns a tensor (): the mean over all tokens after the one at n_prompt.
+    """
+    positions = torch.arange(ids.shape[1])
+    positions[n_prompt:] += gap
+    logits = model(ids, positions=positions)[:, n_prompt:-1]
+    return nn.functional.cross_entropy(logits.mT, ids[:, n_prompt + 1:])
+
+
+def keep_by_turns(frequencies, length, slow, fast):
+    """How much of its own frequency each pair keeps, by its turns within `length`.
+
+    0 for at most `slow` turns, 1 for at least `fast`, a straight line between.
+    ValueError unless slow < fast. Source: Peng et al. 2023 (arXiv 2309.00071), § 3.2.
+    """
+    if not slow < fast:
+        raise ValueError(f"slow must be less than fast, got {slow} and {fast}")
+    frequencies = np.asarray(frequencies)
+    turns = length * frequencies / (2 * np.pi)
+    return np.clip((turns - slow) / (fast - slow), 0, 1)
+
+
+ROPE_PAIRS = r"""
+__device__ float2 turn(long long position, double frequency);        // (cosine, sine)
+
+__global__ void rope_pairs(float* x, const long long* positions, const double* frequencies,
+                           int n_rows, int seq, int d) {
+  size_t pair = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+  int half = d / 2;
+  int i = pair % half;
+  size_t row = pair / half;
+  if (row >= n_rows) return;
+  float2 t = turn(positions[row % seq], frequencies[i]);
+  float* first = x + row * d + i;
+  float* second = first + half;
+  float a = *first;
+  float b = *second;
+  *first = a * t.x - b * t.y;
+  *second = a * t.y + b * t.x;
+}
+"""
+
+
+def alibi_slopes(n_heads):
+    """How much each head of ALiBi dislikes distance: (n_heads,) float64.
+
+    n a power of two: 2^(-8/n), 2^(-16/n), ..., 2^-8. Otherwise the slopes of the next
+    smaller power of two, then every second slope of the power of two above it.
+    ValueError for fewer than one head. Source: Press et al. 2021 (arXiv 2108.12409),
+    section 3, and the authors' code for other numbers of heads.
+    """
+    if n_heads < 1:
+        raise ValueError(f"n_heads must be at least 1, got {n_heads}")
+    power = 2 ** int(math.log2(n_heads))
+    slopes = 2.0 ** (-8 * np.arange(1, power + 1) / power)
+    between = 2.0 ** (-8 * np.arange(1, 2 * power + 1, 2) / (2 * power))
+    return np.concatenate([slopes, between[:n_heads - power]])
+
+
+def check_rope(x, positions, frequencies):
+    """Raise ValueError, in one sentence, unless the shapes fit. For arrays and tensors."""
+    cuda.check_numbers(x=x, positions=positions, frequencies=frequencies)
+    shape, where, pairs = (tuple(a.shape) for a in (x, positions, frequencies))
+    if len(shape) < 2:
+        raise ValueError(f"x must have at least two axes (seq, d), got shape {shape}")
+    if where != shape[-2:-1] and not (len(shape) > 2 and where == (shape[0], shape[-2])):
+        raise ValueError(f"positions must have shape (seq,) or (batch, seq) of x {shape}, got {where}")
+    if len(pairs) != 1 or 2 * pairs[0] > shape[-1]:
+        raise ValueError(f"frequencies must be one for each pair of the {shape[-1]} columns of x at most, got {pairs}")
+
+def pair_slices(n_pairs, interleaved):
+    """Where the first and the second members of all pairs stand in the last axis, as two slices."""
+    if interleaved:
+        return slice(0, 2 * n_pairs, 2), slice(1, 2 * n_pairs, 2)
+    return slice(0, n_pairs), slice(n_pairs, 2 * n_pairs)
+
+def rope_angles(x, positions, frequencies):
+    """Angles for arrays x (..., seq, d), in a shape that broadcasts with (..., seq, n_pairs): float64.
+
+    positions (seq,), or (batch, seq) where batch is the first axis of x. ValueError where shapes do not fit, TypeError
+    for anything but an array x.
+    """
+    positions, frequencies = np.asarray(positions), np.asarray(frequencies, np.float64)
+    check_rope(x, positions, frequencies)
+    cuda.check_kind(np.ndarray, x=x)
+    angles = positions[..., None].astype(np.float64) * frequencies
+    if positions.ndim == 2:                                          # (batch, 1, ..., seq, n_pairs)
+        angles = angles.reshape(len(x), *[1] * (x.ndim - 3), *angles.shape[1:])
+    return angles
+
+def apply_rope_torch(x, positions, frequencies, attention_scale=1.0, interleaved=False):
+    """Rotary embedding in PyTorch; arguments, shapes and errors as apply_rope_numpy, differentiable in x.
+
+    positions and frequencies may be tensors or arrays; angles are computed in float64.
+    """
+    cuda.check_kind(torch.Tensor, x=x)
+    positions = torch.as_tensor(positions, device=x.device)
+    frequencies = torch.as_tensor(frequencies, device=x.device)
+    check_rope(x, positions, frequencies)
+    angles = positions[..., None].double() * frequencies.double()
+    if positions.dim() == 2:                                         # (batch, 1, ..., seq, n_pairs)
+        angles = angles.reshape(len(x), *[1] * (x.dim() - 3), *angles.shape[1:])
+    work = cuda.work_type(x)
+    cos, sin = (attention_scale * angles.cos()).to(work), (attention_scale * angles.sin()).to(work)
+    n_pairs = len(frequencies)
+    first, second = pair_slices(n_pairs, interleaved)
+    a, b = x[..., first].to(work), x[..., second].to(work)
+    a, b = a * cos - b * sin, a * sin + b * cos
+    turned = torch.stack([a, b], dim=-1).flatten(-2) if interleaved else torch.cat([a, b], dim=-1)
+    out = torch.cat([turned, x[..., 2 * n_pairs:].to(work)], dim=-1)
+    return cuda.like(out, x)
+
+def shift_keys(k, shift, frequencies, interleaved=False):
+    """Move cached keys by `shift` positions: RoPE at p, then shift_keys, is RoPE at p + shift.
+
+    k (..., seq, d), already rotated; frequencies and interleaved as in apply_rope_numpy. Returns the shape of k.
+    """
+    return apply_rope_numpy(k, np.full(k.shape[-2], shift), frequencies, interleaved=interleaved)
 
 
 class Learned(Positions):
@@ -27,7 +227,6 @@ class Learned(Positions):
             raise ValueError(f"positions must be from 0 to max_length - 1 = {self.table.num_embeddings - 1}, "
                              f"got {lowest} to {highest}")
         return x + self.table(positions)
-
 
 def sinusoidal_positions(positions, d_model, base=10000.0):
     """Sinusoids of falling frequency: sine in the even columns, cosine in the odd ones.
@@ -46,7 +245,6 @@ class Sinusoidal(Positions):
     def embed(self, x, positions):
         table = sinusoidal_positions(positions.cpu().numpy(), x.shape[-1])
         return x + torch.from_numpy(table).to(x)
-
 
 def relative_positions(n_queries, n_keys):
     """Key position minus query position, int64 (n_queries, n_keys), aligned at the bottom right."""
@@ -89,22 +287,6 @@ class T5Bias(Positions):
                              self.bidirectional)
         return self.table(torch.from_numpy(buckets).to(self.table.weight.device)).permute(2, 0, 1)
 
-
-def alibi_slopes(n_heads):
-    """How much each head of ALiBi dislikes distance: (n_heads,) float64.
-
-    With n a power of two: 2^(-8/n), 2^(-16/n), ..., 2^-8. Otherwise the slopes of the next smaller power of two,
-    then every second slope of the power of two above it. Raises ValueError for fewer than one head.
-    Source: Press et al. 2021 (arXiv 2108.12409), section 3, and the authors' code for other numbers of heads.
-    """
-    if n_heads < 1:
-        raise ValueError(f"n_heads must be at least 1, got {n_heads}")
-    power = 2 ** int(math.log2(n_heads))
-    slopes = 2.0 ** (-8 * np.arange(1, power + 1) / power)
-    between = 2.0 ** (-8 * np.arange(1, 2 * power + 1, 2) / (2 * power))
-    return np.concatenate([slopes, between[:n_heads - power]])
-
-
 class ALiBi(Positions):
     """A penalty on the scores that grows with the distance, at another slope in each head. Nothing is trained.
 
@@ -119,91 +301,6 @@ class ALiBi(Positions):
     def bias(self, n_queries, n_keys):
         bias = -self.exact[:, None, None] * np.abs(relative_positions(n_queries, n_keys))
         return torch.from_numpy(bias).to(self.slopes)                     # rounded once, after the product
-
-
-def check_rope(x, positions, frequencies):
-    """Raise ValueError, in one sentence, unless the shapes fit. For arrays and tensors."""
-    cuda.check_numbers(x=x, positions=positions, frequencies=frequencies)
-    shape, where, pairs = (tuple(a.shape) for a in (x, positions, frequencies))
-    if len(shape) < 2:
-        raise ValueError(f"x must have at least two axes (seq, d), got shape {shape}")
-    if where != shape[-2:-1] and not (len(shape) > 2 and where == (shape[0], shape[-2])):
-        raise ValueError(f"positions must have shape (seq,) or (batch, seq) of x {shape}, got {where}")
-    if len(pairs) != 1 or 2 * pairs[0] > shape[-1]:
-        raise ValueError(f"frequencies must be one for each pair of the {shape[-1]} columns of x at most, got {pairs}")
-
-def pair_slices(n_pairs, interleaved):
-    """Where the first and the second members of all pairs stand in the last axis, as two slices."""
-    if interleaved:
-        return slice(0, 2 * n_pairs, 2), slice(1, 2 * n_pairs, 2)
-    return slice(0, n_pairs), slice(n_pairs, 2 * n_pairs)
-
-
-def apply_rope_numpy(x, positions, frequencies, attention_scale=1.0, interleaved=False):
-    """Turn each pair of columns of x by position times frequency, in NumPy. The oracle of the other two.
-
-    x (..., seq, d); positions (seq,) or (batch, seq), batch being the first axis of x; frequencies (d_rot / 2,), in
-    radians per position. Pairs are columns (i, i + d_rot / 2), or with interleaved (2i, 2i + 1). Columns from d_rot on
-    stay as they are. attention_scale multiplies what is rotated. Returns the shape and float type of x (half precision
-    is computed in single); angles are computed in float64. Raises ValueError when shapes do not fit.
-    Source: Su et al. 2021 (arXiv 2104.09864), equation 34.
-    """
-    positions, frequencies = np.asarray(positions), np.asarray(frequencies, np.float64)
-    check_rope(x, positions, frequencies)
-    cuda.check_kind(np.ndarray, x=x)
-    angles = positions[..., None].astype(np.float64) * frequencies
-    if positions.ndim == 2:                                          # (batch, 1, ..., seq, n_pairs)
-        angles = angles.reshape(len(x), *[1] * (x.ndim - 3), *angles.shape[1:])
-    work = cuda.work_type(x)
-    cos, sin = (attention_scale * np.cos(angles)).astype(work), (attention_scale * np.sin(angles)).astype(work)
-    first, second = pair_slices(len(frequencies), interleaved)
-    a, b = x[..., first].astype(work), x[..., second].astype(work)
-    out = x.astype(work)
-    out[..., first], out[..., second] = a * cos - b * sin, a * sin + b * cos
-    return cuda.like(out, x)
-
-
-def interleaved_to_half_split(w, n_heads):
-    """Reorder the columns of a projection so that half-split RoPE does what interleaved RoPE did.
-
-    w (d_model, n_heads * d_head), d_head even. Returns the same shape and type. Raises ValueError where the columns do
-    not make n_heads heads of even size.
-    """
-    if n_heads < 1 or w.shape[-1] % (2 * n_heads):
-        raise ValueError(f"w must have an even number of columns for each of {n_heads} heads, got {w.shape[-1]}")
-    pairs = w.reshape(len(w), n_heads, -1, 2)
-    return pairs.swapaxes(-1, -2).reshape(w.shape)
-
-
-def shift_keys(k, shift, frequencies, interleaved=False):
-    """Move cached keys by `shift` positions: RoPE at p, then shift_keys, is RoPE at p + shift.
-
-    k (..., seq, d), already rotated; frequencies and interleaved as in apply_rope_numpy. Returns the shape of k.
-    """
-    return apply_rope_numpy(k, np.full(k.shape[-2], shift), frequencies, interleaved=interleaved)
-
-
-def apply_rope_torch(x, positions, frequencies, attention_scale=1.0, interleaved=False):
-    """Rotary embedding in PyTorch; arguments, shapes and errors as apply_rope_numpy, differentiable in x.
-
-    positions and frequencies may be tensors or arrays; angles are computed in float64.
-    """
-    cuda.check_kind(torch.Tensor, x=x)
-    positions = torch.as_tensor(positions, device=x.device)
-    frequencies = torch.as_tensor(frequencies, device=x.device)
-    check_rope(x, positions, frequencies)
-    angles = positions[..., None].double() * frequencies.double()
-    if positions.dim() == 2:                                         # (batch, 1, ..., seq, n_pairs)
-        angles = angles.reshape(len(x), *[1] * (x.dim() - 3), *angles.shape[1:])
-    work = cuda.work_type(x)
-    cos, sin = (attention_scale * angles.cos()).to(work), (attention_scale * angles.sin()).to(work)
-    n_pairs = len(frequencies)
-    first, second = pair_slices(n_pairs, interleaved)
-    a, b = x[..., first].to(work), x[..., second].to(work)
-    a, b = a * cos - b * sin, a * sin + b * cos
-    turned = torch.stack([a, b], dim=-1).flatten(-2) if interleaved else torch.cat([a, b], dim=-1)
-    out = torch.cat([turned, x[..., 2 * n_pairs:].to(work)], dim=-1)
-    return cuda.like(out, x)
 
 
 def ntk_frequencies(frequencies, factor):
@@ -221,20 +318,6 @@ def ntk_frequencies(frequencies, factor):
     frequencies = np.asarray(frequencies)
     passed = np.arange(len(frequencies)) / (len(frequencies) - 1)
     return frequencies / factor**passed
-
-
-def keep_by_turns(frequencies, length, slow, fast):
-    """How much of its own frequency each pair keeps, by the turns it makes within `length`: (n_pairs,) from 0 to 1.
-
-    0 for at most `slow` turns, 1 for at least `fast`, a straight line between. Raises ValueError unless slow < fast.
-    Source: the ramp of Peng et al. 2023 (arXiv 2309.00071), section 3.2; Llama 3.1 uses it with 1 and 4.
-    """
-    if not slow < fast:
-        raise ValueError(f"slow must be less than fast, got {slow} and {fast}")
-    frequencies = np.asarray(frequencies)
-    turns = length * frequencies / (2 * math.pi)
-    return np.clip((turns - slow) / (fast - slow), 0, 1)
-
 
 def yarn_keep(d_rot, base, length, beta_slow=1.0, beta_fast=32.0, truncate=True):
     """How much of its own frequency each pair keeps in published YaRN models: (d_rot / 2,) float64.
@@ -266,7 +349,6 @@ def yarn_attention_factor(scaling):
     above, below = scaling.get("mscale"), scaling.get("mscale_all_dim")
     return grown(above) / grown(below) if above and below else grown(1.0)
 
-
 NEEDED = {"default": [], "linear": ["factor"], "dynamic": ["factor", "original_max_position_embeddings"],
           "yarn": ["factor", "original_max_position_embeddings"],
           "llama3": ["factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"]}
@@ -289,7 +371,6 @@ def check_scaling(scaling):
         raise ValueError(f"scaling of rope_type {kind} must have {', '.join(missing)}, got {sorted(scaling)}")
     if not scaling.get("factor", 1.0) > 0:
         raise ValueError(f"factor must be positive, got {scaling['factor']}")
-
 
 def rope_frequencies(d_head, base=10000.0, scaling=None):
     """Frequencies of the pairs, in radians per position, and the factor for cosine and sine.
@@ -326,7 +407,6 @@ def rope_frequencies(d_head, base=10000.0, scaling=None):
                              scaling.get("truncate", True))
             attention_scale = yarn_attention_factor(scaling)
     return frequencies * (keep + (1 - keep) / factor), attention_scale
-
 
 class Rotary(Positions):
     """RoPE: queries and keys are turned by their positions. Nothing is trained.
@@ -365,58 +445,6 @@ __device__ void rotate(float& a, float& b, float2 t) {
   a = turned;
 }
 """
-
-
-ROPE_PAIRS = r"""
-__device__ float2 turn(long long position, double frequency);        // (cosine, sine), see above
-__device__ void rotate(float& a, float& b, float2 t);                // turns (a, b), see above
-
-__global__ void rope_pairs(float* x, const long long* positions, const double* frequencies,
-                           int n_rows, int seq, int d) {
-  size_t pair = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-  int half = d / 2, i = pair % half;
-  size_t row = pair / half;
-  if (row >= n_rows) return;
-  float2 t = turn(positions[row % seq], frequencies[i]);
-  float *first = x + row * d + i, *second = first + half;
-  float a = *first, b = *second;
-  *first = a * t.x - b * t.y;
-  *second = a * t.y + b * t.x;
-}
-"""
-
-
-def pairs_kernel():
-    """The kernel of exercise 3.7 with the function that it calls."""
-    return cuda.compile(ROPE_PAIRS + TURN, name="rope_pairs")
-
-
-ROPE_FLOAT4 = r"""
-__device__ float2 turn(long long position, double frequency);        // (cosine, sine), see above
-__device__ void rotate(float& a, float& b, float2 t);                // turns (a, b), see above
-__global__ void rope_float4(float* x, const long long* positions, const double* frequencies,
-                            int n_heads, int seq, int d) {
-  size_t group = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-  int groups = d / 8, i = group % groups;
-  size_t token = group / groups;
-  if (token >= seq) return;
-  long long position = positions[token];
-  float2 t[4];
-  for (int w = 0; w < 4; ++w) t[w] = turn(position, frequencies[4 * i + w]);
-  for (int head = 0; head < n_heads; ++head) {
-    float4* row = reinterpret_cast<float4*>(x + ((size_t)head * seq + token) * d);
-    float4 a = row[i], b = row[i + groups];
-    rotate(a.x, b.x, t[0]), rotate(a.y, b.y, t[1]), rotate(a.z, b.z, t[2]), rotate(a.w, b.w, t[3]);
-    row[i] = a, row[i + groups] = b;
-  }
-}
-"""
-
-
-def float4_kernel():
-    """The kernel of exercise 3.8 with the functions that it calls."""
-    return cuda.compile(ROPE_FLOAT4 + TURN, name="rope_float4")
-
 
 ROPE = r"""
 __device__ void meet(float& a, float& b, const float2* t, int) { rotate(a, b, t[0]); }
@@ -460,7 +488,6 @@ __global__ void rope(const float* x, const long long* positions, const double* f
   }
 }
 """
-
 
 @functools.cache
 def rope_kernel(wide):

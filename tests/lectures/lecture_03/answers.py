@@ -1,7 +1,7 @@
 """Answers to the exercises of lecture 03 as learners write them: right ones, unlike the lecture's, and wrong ones.
 
 WRONG pairs each wrong answer with words that the report must contain. The known mistakes of utils/exercises/lecture_03/
-are further wrong answers.
+are further wrong answers. Those in PyTorch and in CUDA stand in files of their own.
 """
 
 import math
@@ -9,15 +9,15 @@ import math
 import numpy as np
 
 from tests.lectures.collect import collect
-from tests.lectures.lecture_03 import answers_kernels as kernels_03
+from tests.lectures.lecture_03 import answers_kernels, answers_torch
 
-RIGHT, WRONG, right, wrong = collect(kernels_03)
-
-
-# --- 3.1 -------------------------------------------------------------------------------------------------------------
+RIGHT, WRONG, right, wrong = collect(answers_kernels, answers_torch)
 
 
-@right("3.1")
+# --- 3H --------------------------------------------------------------------------------------------------------------
+
+
+@right("3H")
 def slopes_by_recursion(n_heads):
     if n_heads & (n_heads - 1) == 0:
         return np.array([2 ** (-8 * (i + 1) / n_heads) for i in range(n_heads)])
@@ -25,29 +25,29 @@ def slopes_by_recursion(n_heads):
     return np.append(slopes_by_recursion(smaller), slopes_by_recursion(2 * smaller)[0::2][: n_heads - smaller])
 
 
-@wrong("3.1", "returned a list")
+@wrong("3H", "returned a list")
 def slopes_as_a_list(n_heads):
     return [2 ** (-8 * (i + 1) / n_heads) for i in range(n_heads)]
 
 
-@wrong("3.1", "count from 1")
+@wrong("3H", "count from 1")
 def slopes_from_one(n_heads):
     power = 2 ** int(math.log2(n_heads))
     own, other = (2.0 ** (-8 * np.arange(n) / n) for n in (power, 2 * power))
     return np.concatenate([own, other[::2][: n_heads - power]])
 
 
-@wrong("3.1", "meant for powers of two only")
+@wrong("3H", "meant for powers of two only")
 def slopes_of_any_number(n_heads):
     return 2.0 ** (-8 * np.arange(1, n_heads + 1) / n_heads)
 
 
-@wrong("3.1", "other powers of two")
+@wrong("3H", "other powers of two")
 def halves(n_heads):
     return 0.5 ** np.arange(1.0, n_heads + 1)
 
 
-# --- 3.2 -------------------------------------------------------------------------------------------------------------
+# --- 3A --------------------------------------------------------------------------------------------------------------
 
 
 def angles_of(x, positions, frequencies):
@@ -57,7 +57,7 @@ def angles_of(x, positions, frequencies):
     return angles
 
 
-@right("3.2")
+@right("3A")
 def rope_in_complex_numbers(x, positions, frequencies, attention_scale=1.0, interleaved=False):
     n = len(frequencies)
     part = x[..., : 2 * n].astype(np.float64)
@@ -67,7 +67,7 @@ def rope_in_complex_numbers(x, positions, frequencies, attention_scale=1.0, inte
     return np.concatenate([turned, x[..., 2 * n :]], axis=-1).astype(x.dtype)
 
 
-@right("3.2")
+@right("3A")
 def rope_by_rotate_half(x, positions, frequencies, attention_scale=1.0, interleaved=False):
     n = len(frequencies)
     order = np.arange(2 * n).reshape(n, 2).T.ravel() if interleaved else np.arange(2 * n)
@@ -79,7 +79,7 @@ def rope_by_rotate_half(x, positions, frequencies, attention_scale=1.0, interlea
     return out
 
 
-@wrong("3.2", "take both out of x")
+@wrong("3A", "take both out of x")
 def rope_overwritten(x, positions, frequencies, attention_scale=1.0, interleaved=False):
     angles, n = angles_of(x, positions, frequencies), len(frequencies)
     cos, sin = attention_scale * np.cos(angles), attention_scale * np.sin(angles)
@@ -90,28 +90,28 @@ def rope_overwritten(x, positions, frequencies, attention_scale=1.0, interleaved
     return out.astype(x.dtype)
 
 
-@wrong("3.2", "returned the shape")
+@wrong("3A", "returned the shape")
 def rope_without_the_rest(x, positions, frequencies, attention_scale=1.0, interleaved=False):
     return rope_in_complex_numbers(x[..., : 2 * len(frequencies)], positions, frequencies, attention_scale, interleaved)
 
 
-@wrong("3.2", "expected float32")
+@wrong("3A", "expected float32")
 def rope_in_float64(x, positions, frequencies, attention_scale=1.0, interleaved=False):
     return rope_in_complex_numbers(x.astype(np.float64), positions, frequencies, attention_scale, interleaved)
 
 
-@wrong("3.2", "`x` in place")
+@wrong("3A", "`x` in place")
 def rope_in_place(x, positions, frequencies, attention_scale=1.0, interleaved=False):
     x[...] = rope_in_complex_numbers(x, positions, frequencies, attention_scale, interleaved)
     return x
 
 
-@wrong("3.2", "enters twice")
+@wrong("3A", "enters twice")
 def rope_scaled_twice(x, positions, frequencies, attention_scale=1.0, interleaved=False):
     return rope_in_complex_numbers(x, positions, frequencies, attention_scale**2, interleaved)
 
 
-@wrong("3.2", "leading axes")
+@wrong("3A", "leading axes")
 def rope_along_the_heads(x, positions, frequencies, attention_scale=1.0, interleaved=False):
     turned = rope_in_complex_numbers
     if x.ndim < 3 or positions.ndim == 2:
@@ -120,134 +120,157 @@ def rope_along_the_heads(x, positions, frequencies, attention_scale=1.0, interle
     return turned(x.swapaxes(-2, -3), heads, frequencies, attention_scale, interleaved).swapaxes(-2, -3)
 
 
-# --- 3.3 -------------------------------------------------------------------------------------------------------------
+# --- 3C --------------------------------------------------------------------------------------------------------------
 
 
-@right("3.3")
+@right("3C")
 def converted_by_an_index(w, n_heads):
     columns = np.arange(w.shape[1]).reshape(n_heads, -1)
     return w[:, np.concatenate([columns[:, 0::2], columns[:, 1::2]], axis=1).ravel()]
 
 
-@wrong("3.3", "the way back")
+@wrong("3C", "the way back")
 def converted_back(w, n_heads):
     columns = np.arange(w.shape[1]).reshape(n_heads, 2, -1)
     return w[:, columns.swapaxes(1, 2).ravel()]
 
 
-@wrong("3.3", "The heads are mixed")
+@wrong("3C", "The heads are mixed")
 def converted_across_heads(w, n_heads):
     return np.hstack([w[:, 0::2], w[:, 1::2]])
 
 
-@wrong("3.3", "stand where they stood")
+@wrong("3C", "stand where they stood")
 def unconverted(w, n_heads):
     return w.copy()
 
 
-@wrong("3.3", "expected float32")
+@wrong("3C", "expected float32")
 def converted_in_float64(w, n_heads):
     return converted_by_an_index(w, n_heads).astype(np.float64)
 
 
-# --- 3.4 -------------------------------------------------------------------------------------------------------------
+# --- 3F --------------------------------------------------------------------------------------------------------------
 
 
-@right("3.4")
-def shifted_in_complex_numbers(k, shift, frequencies, interleaved=False):
-    return rope_in_complex_numbers(k, np.full(k.shape[-2], shift), frequencies, 1.0, interleaved)
-
-
-@wrong("3.4", "turned by their places already")
-def turned_anew(k, shift, frequencies, interleaved=False):
-    return rope_in_complex_numbers(k, shift + np.arange(k.shape[-2]), frequencies, 1.0, interleaved)
-
-
-@wrong("3.4", "the other way")
-def moved_backwards(k, shift, frequencies, interleaved=False):
-    return rope_in_complex_numbers(k, np.full(k.shape[-2], -shift), frequencies, 1.0, interleaved)
-
-
-@wrong("3.4", "interleaved is not passed on")
-def moved_by_halves(k, shift, frequencies, interleaved=False):
-    return rope_in_complex_numbers(k, np.full(k.shape[-2], shift), frequencies)
-
-
-# --- 3.5 -------------------------------------------------------------------------------------------------------------
-
-
-@right("3.5")
-def slowed_by_another_base(frequencies, factor):
-    return frequencies * np.geomspace(1.0, 1.0 / factor, len(frequencies))
-
-
-@wrong("3.5", "position interpolation")
-def slowed_all(frequencies, factor):
-    return frequencies / factor
-
-
-@wrong("3.5", "not slow enough")
-def slowed_by_the_width(frequencies, factor):
-    return frequencies * factor ** (-np.arange(len(frequencies)) / len(frequencies))
-
-
-@wrong("3.5", "equal factors")
-def slowed_by_equal_steps(frequencies, factor):
-    return frequencies / np.linspace(1, factor, len(frequencies))
-
-
-@wrong("3.5", "not the slowing")
-def slowed_to_other_ends(frequencies, factor):
-    return np.geomspace(frequencies[0], frequencies[-1] / factor, len(frequencies))
-
-
-@wrong("3.5", "made anew from a base of 10,000")
-def slowed_from_ten_thousand(frequencies, factor):
-    d = 2 * len(frequencies)
-    return (10000.0 * factor ** (d / (d - 2))) ** (-np.arange(0, d, 2) / d)
-
-
-# --- 3.6 -------------------------------------------------------------------------------------------------------------
-
-
-@right("3.6")
+@right("3F")
 def kept_by_interpolation(frequencies, length, slow, fast):
     return np.interp(frequencies * length / (2 * math.pi), [slow, fast], [0.0, 1.0])
 
 
-@wrong("3.6", "a turn is 2 pi")
+@wrong("3F", "a turn is 2 pi")
 def kept_by_radians(frequencies, length, slow, fast):
     return np.interp(frequencies * length, [slow, fast], [0.0, 1.0])
 
 
-@wrong("3.6", "upside down")
+@wrong("3F", "upside down")
 def kept_upside_down(frequencies, length, slow, fast):
     return np.interp(frequencies * length / (2 * math.pi), [slow, fast], [1.0, 0.0])
 
 
-@wrong("3.6", "cut it off")
+@wrong("3F", "cut it off")
 def kept_without_limits(frequencies, length, slow, fast):
     return (frequencies * length / (2 * math.pi) - slow) / (fast - slow)
 
 
-@wrong("3.6", "There is no ramp")
+@wrong("3F", "There is no ramp")
 def kept_or_not(frequencies, length, slow, fast):
     return np.where(frequencies * length / (2 * math.pi) >= fast, 1.0, 0.0)
+
+
+# --- 3B --------------------------------------------------------------------------------------------------------------
+
+
+def complex_rows(x, positions, frequencies):
+    """One token and one pair at a time."""
+    out = x.astype(float)
+    n = len(frequencies)
+    for place in np.ndindex(*x.shape[:-1]):
+        for i, frequency in enumerate(frequencies):
+            z = complex(x[place][i], x[place][i + n]) * np.exp(1j * positions[place[-1]] * frequency)
+            out[place][i], out[place][i + n] = z.real, z.imag
+    return out
+
+
+@right("3B")
+def compares_with_a_loop(rope):
+    rng = np.random.default_rng(7)
+    x, positions, frequencies = (
+        rng.normal(size=(2, 5, 9)),
+        np.array([3, 50, 9, 70_000, 123_456]),
+        np.array([1, 0.1, 0.02]),
+    )
+    before = x.copy()
+    result = rope(x, positions, frequencies)
+    np.testing.assert_allclose(result, complex_rows(before, positions, frequencies), atol=1e-9)
+    np.testing.assert_array_equal(x, before)
+
+
+@right("3B")
+def knows_some_numbers(rope):
+    x = np.zeros((2, 3, 5))
+    x[..., 0], x[..., 4] = 1.0, 7.0
+    x[1, 2, 1] = 1.0
+    result = rope(x, np.array([0, 2, 200_001]), np.array([1.0, 0.7]))
+    for head in range(2):
+        expected = [1, np.cos(2), np.cos(200_001)], [0, np.sin(2), np.sin(200_001)]
+        assert np.allclose(result[head, :, 0], expected[0], atol=1e-9)
+        assert np.allclose(result[head, :, 2], expected[1], atol=1e-9)
+        assert np.all(result[head, :, 4] == 7)
+    assert np.allclose(result[1, 2, [1, 3]], [np.cos(0.7 * 200_001), np.sin(0.7 * 200_001)], atol=1e-9)
+    y = np.array([[3.0, -4.0]])
+    assert np.allclose(rope(y, np.array([5]), np.array([0.3])), complex_rows(y, [5], [0.3])) and y[0, 0] == 3.0
+    y = np.arange(8.0).reshape(1, 8)
+    assert np.allclose(rope(y.copy(), np.array([5]), np.array([1, 0.3])), complex_rows(y, [5], [1, 0.3]))
+
+
+@wrong("3B", "A test says no with an exception")
+def gives_a_verdict(rope):
+    x = np.ones((3, 4))
+    return np.allclose(rope(x, np.arange(3), np.ones(2)), x)
+
+
+@wrong("3B", "The right code is refused")
+def expects_that_nothing_turns(rope):
+    x = np.ones((3, 4))
+    assert np.allclose(rope(x, np.arange(3), np.ones(2)), x)
+
+
+@wrong("3B", "Do the positions of your test begin at 0?")
+def from_zero(rope):
+    x, frequencies = np.random.default_rng(1).normal(size=(3, 4)), np.array([1.0, 0.1])
+    assert np.allclose(rope(x, np.arange(3), frequencies), complex_rows(x, np.arange(3), frequencies))
+
+
+@wrong("3B", "How far out are the positions of your test?")
+def near_only(rope):
+    rng = np.random.default_rng(1)
+    x, positions, frequencies = rng.normal(size=(2, 3, 5)), np.array([5, 3, 9]), np.array([1.0, 0.1])
+    given = x.copy()
+    assert np.allclose(rope(x, positions, frequencies), complex_rows(given, positions, frequencies), rtol=1e-4)
+    assert np.array_equal(x, given)
+
+
+@wrong("3B", "A test says no with an exception")
+def looks_at_shapes(rope):
+    assert rope(np.ones((3, 4)), np.arange(3), np.ones(2)).shape == (3, 4)
 
 
 # --- how the lecture calls them --------------------------------------------------------------------------------------
 
 some = np.random.default_rng(0).standard_normal
 CALLS = {
-    "3.1": [((8,), {}), ((12,), {}), ((3,), {})],
-    "3.2": [
+    "3H": [((8,), {}), ((12,), {}), ((3,), {})],
+    "3A": [
         ((some((5, 16)), np.array([0, 1, 2, 3, 1000]), np.ones(8)), {"interleaved": True}),
         ((some((2, 3, 7, 16)), np.stack([np.arange(7), 100 + np.arange(7)]), np.ones(8)), {}),
         ((some((3, 16)), np.arange(3), np.ones(4)), {}),
         ((some((8, 40, 64)).astype(np.float32), np.arange(40), np.ones(32)), {}),
     ],
-    "3.3": [((some((32, 32)), 2), {})],
-    "3.4": [((some((4, 16)), -50, np.ones(8)), {})],
-    "3.5": [((np.array([1.0, 0.1, 0.01]), 4), {}), ((np.ones(8), 13.0), {})],
-    "3.6": [((np.array([1.0, 0.1, 0.01]), 64, 1, 32), {}), ((np.array([1.0, 0.1]), 64, 0.25, 1), {})],
+    "3C": [((some((32, 32)), 2), {})],
+    "3B": [],
+    "3D": [],
+    "3E": [],
+    "3G": [],
+    "3F": [((np.array([1.0, 0.1, 0.01]), 64, 1, 32), {}), ((np.array([1.0, 0.1]), 64, 0.25, 1), {})],
 }

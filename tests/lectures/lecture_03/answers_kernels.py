@@ -1,4 +1,4 @@
-"""Answers to the CUDA exercises of lecture 03: right ones, unlike the lecture's, and wrong ones.
+"""Answers to the CUDA exercise of lecture 03: right ones, unlike the lecture's, and wrong ones.
 
 WRONG pairs each wrong answer with words that the report must contain.
 """
@@ -88,74 +88,9 @@ __global__ void rope_pairs(float* x, const long long* positions, const double* f
 }
 """
 
-FLOAT4 = r"""
-__device__ float2 turn(long long position, double frequency);
-__device__ void rotate(float& a, float& b, float2 t);
-__global__ void rope_float4(float* x, const long long* positions, const double* frequencies,
-                            int n_heads, int seq, int d) {
-  int thread = blockIdx.x * blockDim.x + threadIdx.x, token = thread / (d / 8), i = thread % (d / 8);
-  if (token < seq) {
-    long long p = positions[token];
-    float2 t0 = turn(p, frequencies[4 * i]), t1 = turn(p, frequencies[4 * i + 1]);
-    float2 t2 = turn(p, frequencies[4 * i + 2]), t3 = turn(p, frequencies[4 * i + 3]);
-    for (int h = 0; h < n_heads; ++h) {
-      float4* row = reinterpret_cast<float4*>(x) + (h * seq + token) * (d / 4);
-      float4 a = row[i], b = row[i + d / 8];
-      rotate(a.x, b.x, t0);
-      rotate(a.y, b.y, t1);
-      rotate(a.z, b.z, t2);
-      rotate(a.w, b.w, t3);
-      row[i] = a;
-      row[i + d / 8] = b;
-    }
-  }
-}
-"""
-ANGLES = FLOAT4[FLOAT4.index("    float2 t0") : FLOAT4.index("    for (int h")]
-LOOP = "    for (int h = 0; h < n_heads; ++h) {\n"
-PAIRED_INSIDE = (
-    FLOAT4.replace("(a.x, b.x, t0)", "(a.x, a.y, t0)")
-    .replace("(a.y, b.y, t1)", "(a.z, a.w, t1)")
-    .replace("(a.z, b.z, t2)", "(b.x, b.y, t2)")
-    .replace("(a.w, b.w, t3)", "(b.z, b.w, t3)")
-)
-ONE_ANGLE_FOR_ALL = FLOAT4.replace("b.y, t1", "b.y, t0").replace("b.z, t2", "b.z, t0").replace("b.w, t3", "b.w, t0")
-FIRST_HEAD_ONLY = FLOAT4.replace("h < n_heads", "h < 1")
-TOKENS_BY_HEADS = FLOAT4.replace("(h * seq + token) * (d / 4)", "(token * n_heads + h) * (d / 4)")
-FLOAT4_FROM_ZERO = FLOAT4.replace("positions[token]", "token")
-FLOAT4_NO_GUARD = FLOAT4.replace("if (token < seq)", "")
-MISALIGNED = FLOAT4.replace(
-    "float4* row = reinterpret_cast<float4*>(x) + (h * seq + token) * (d / 4);",
-    "float4* row = reinterpret_cast<float4*>(x + (h * seq + token) * d + i);",
-)
-ONE_FLOAT_AT_A_TIME = FLOAT4.replace(
-    FLOAT4[FLOAT4.index("      float4* row") : FLOAT4.index("    }\n  }")],
-    """
-      float* row = x + (h * seq + token) * d;
-      float2 t[4] = {t0, t1, t2, t3};
-      for (int w = 0; w < 4; ++w) {
-        float a = row[4 * i + w], b = row[4 * i + w + d / 2];
-        rotate(a, b, t[w]);
-        row[4 * i + w] = a;
-        row[4 * i + w + d / 2] = b;
-      }
-""",
-)
-ANGLES_IN_THE_LOOP = FLOAT4.replace(ANGLES, "").replace(LOOP, LOOP + ANGLES)
-GROUPS_BY_COLUMN = FLOAT4.replace(
-    "token = thread / (d / 8), i = thread % (d / 8)", "token = thread % seq, i = thread / seq"
-).replace("if (token < seq)", "if (i < d / 8)")
-FLOAT4_READ_AGAIN = FLOAT4.replace(
-    "b = row[i + d / 8];", "b = row[i + d / 8];\n      a.y = *(volatile float*)&row[i].y;"
-)
-
-FLOAT4_ONE_WARP_FOR_ALL = FLOAT4.replace(
-    "  int thread", "  if (blockIdx.x || threadIdx.x >= 32) return;\n  int thread"
-).replace("if (token < seq) {", "for (; token < seq; thread += 32, token = thread / (d / 8), i = thread % (d / 8)) {")
-
-RIGHT = {"3.7": [PAIRS, PAIRS_BY_POINTER, OWN_SINE], "3.8": [FLOAT4]}
+RIGHT = {"3G": [PAIRS, PAIRS_BY_POINTER, OWN_SINE]}
 WRONG = {
-    "3.7": [
+    "3G": [
         (INTERLEAVED, "The pair is columns i and i + d/2"),
         (OVERWRITTEN, "first = a cos - b sin"),
         (OTHER_WAY_ROUND, "first = a cos - b sin"),
@@ -171,19 +106,5 @@ WRONG = {
         (COLUMN_AFTER_COLUMN, "Number the pairs row after row."),
         (ONE_THREAD_A_ROW, "no loop over pairs"),
         (ONE_WARP_FOR_ALL, "32 threads load from x, where 512 could"),
-    ],
-    "3.8": [
-        (PAIRED_INSIDE, "b is vector i + d / 8"),
-        (ONE_ANGLE_FOR_ALL, "b is vector i + d / 8"),
-        (FIRST_HEAD_ONLY, "only the address of the row changes"),
-        (TOKENS_BY_HEADS, "only the address of the row changes"),
-        (FLOAT4_FROM_ZERO, "The angle takes positions[token]"),
-        (FLOAT4_NO_GUARD, "threads to spare"),
-        (MISALIGNED, "make row a float4* first"),
-        (ONE_FLOAT_AT_A_TIME, "Load float4 a = row[i]"),
-        (FLOAT4_READ_AGAIN, "bytes of x were"),
-        (ANGLES_IN_THE_LOOP, "bytes of frequencies were read"),
-        (FLOAT4_ONE_WARP_FOR_ALL, "32 threads load from x, where 128 could"),
-        (GROUPS_BY_COLUMN, "Number the groups token after token."),
     ],
 }

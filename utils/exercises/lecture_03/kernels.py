@@ -1,4 +1,4 @@
-"""The exercises of lecture 03 in CUDA: rotary embedding, one pair a thread, then four pairs in all heads."""
+"""The exercise of lecture 03 in CUDA: rotary embedding, one pair a thread."""
 
 import importlib
 
@@ -10,7 +10,7 @@ from utils.judge.result import Failed
 
 MODULE = "rotary"
 BASE = 100.0
-X, FREQUENCIES = 0, 2  # which of the arrays
+X = 0  # which of the arrays
 
 
 def frequencies_of(d):
@@ -53,12 +53,14 @@ def must_need(report, enough):
         raise Failed(f"x is read in {requests} requests, where {enough} would do")
 
 
-# --- 3.7 -------------------------------------------------------------------------------------------------------------
+# --- 3G --------------------------------------------------------------------------------------------------------------
 
 rope_pairs = KernelExercise(
-    "3.7",
+    "3G",
     "ROPE_PAIRS",
     MODULE,
+    formerly="3.7",
+    importance="useful",
     fault_hints={
         "out of bounds": "The row is pair / (d / 2), its token is row % seq, and the last block has threads to spare: "
         "they return.",
@@ -125,81 +127,3 @@ def _(source, rng):
 @rope_pairs.property("neighbouring threads take neighbouring columns", hint="Number the pairs row after row.")
 def _(source, rng):
     must_coalesce(run_pairs(source, singles(rng, 2, 8, 64), np.arange(8)))
-
-
-# --- 3.8 -------------------------------------------------------------------------------------------------------------
-
-rope_float4 = KernelExercise(
-    "3.8",
-    "ROPE_FLOAT4",
-    MODULE,
-    fault_hints={
-        "out of bounds": "A token has d / 8 threads, and the last block has threads to spare: they return. "
-        "Row `token` of head `head` is (head * seq + token) * d. In float4s the second half begins d / 8 after the "
-        "first.",
-        "misaligned": "Vector i of a row begins at float 4 * i: make row a float4* first, then index it.",
-        "race": "Two threads touched one number. A token has d / 8 threads, and each takes eight numbers of a row.",
-    },
-)
-
-
-def run_float4(source, x, positions):
-    heads, seq, d = x.shape
-    return run_in_place(source, "rope_float4", seq * d // 8, 64, x, positions, heads, seq, d)
-
-
-@rope_float4.property(
-    "columns i and i + d/2 turn by position times frequency",
-    hint="(a.x, b.x) turns with the angle of frequency 4 i, (a.w, b.w) with that of 4 i + 3; b is vector i + d / 8.",
-)
-def _(source, rng):
-    run_float4(source, singles(rng, 1, 2, 8), np.arange(2))
-    run_float4(source, singles(rng, 1, 2, 24), np.arange(2))
-
-
-@rope_float4.property("all heads turn alike", hint="The angles stay as they are; only the address of the row changes.")
-def _(source, rng):
-    run_float4(source, singles(rng, 3, 2, 8), np.arange(2))
-
-
-@rope_float4.property("any numbers of heads and tokens, any positions", hint="The angle takes positions[token].")
-def _(source, rng):
-    for heads, seq, d in ((5, 13, 24), (1, 1, 8), (2, 71, 40)):
-        run_float4(source, singles(rng, heads, seq, d), 7 + rng.permutation(seq))
-
-
-@rope_float4.property("x is loaded four floats at a time", hint="Load float4 a = row[i], with float4* row.")
-def _(source, rng):
-    x = singles(rng, 3, 8, 64)
-    must_need(run_float4(source, x, np.arange(8)), enough=x.nbytes // 512)
-
-
-@rope_float4.property("each number is read once and written once", hint="Load a and b, rotate them, write both.")
-def _(source, rng):
-    x = singles(rng, 3, 8, 64)
-    must_touch_once(run_float4(source, x, np.arange(8)), x)
-
-
-@rope_float4.property(
-    "angles are computed once for all heads", hint="Call turn before the loop over heads and keep float2 t[4]."
-)
-def _(source, rng):
-    x = singles(rng, 3, 8, 64)
-    asked = total(of_global(run_float4(source, x, np.arange(8)), "load", FREQUENCIES), "bytes")
-    once = 8 * 8 * 64 // 2
-    if asked > once:
-        raise Failed(f"{asked:,} bytes of frequencies were read, where {once:,} would do")
-
-
-@rope_float4.property(
-    "all threads share the work", hint="One thread, one group of one token: loop over heads and angles only."
-)
-def _(source, rng):
-    report = run_float4(source, singles(rng, 3, 16, 64), np.arange(16))
-    for kind in ("load", "store"):
-        must_employ(report, X, kind, 16 * 64 // 8)
-
-
-@rope_float4.property("neighbouring threads take neighbouring columns", hint="Number the groups token after token.")
-def _(source, rng):
-    must_coalesce(run_float4(source, singles(rng, 2, 64, 64), np.arange(64)))

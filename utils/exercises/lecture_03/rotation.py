@@ -1,4 +1,4 @@
-"""Lecture 03: RoPE, the two pairings, a cache that moves.
+"""Lecture 03: RoPE and its two pairings.
 
 The oracles turn one pair at a time, as a complex number, in Python's own arithmetic."""
 
@@ -14,10 +14,10 @@ from utils.judge.result import Failed
 MODULE = "rotary"
 
 
-# --- 3.2 -------------------------------------------------------------------------------------------------------------
+# --- 3A --------------------------------------------------------------------------------------------------------------
 
 
-@exercise("3.2", MODULE)
+@exercise("3A", MODULE, formerly="3.2", importance="essential")
 def apply_rope_numpy(x, positions, frequencies, attention_scale=1.0, interleaved=False):
     out = x.astype(np.float64)
     for place in np.ndindex(*x.shape[:-1]):
@@ -36,44 +36,65 @@ def rope_input(rng, *shape, n_pairs=None, positions=None):
     return draw(rng, *shape), np.arange(shape[-2]) if positions is None else np.array(positions), frequencies
 
 
-@apply_rope_numpy.property("pair (i, i + n_pairs) turned by position * frequency")
+@apply_rope_numpy.property(
+    "pair (i, i + n_pairs) turned by position * frequency",
+    hint="Which two columns are a pair? In which of the two lines does the sine have a minus?",
+)
 def _(ask, rng):
     ask(np.array([[1.0, 0.0]]), np.array([2]), np.array([0.5]))
     ask(*rope_input(rng, 2, 4, positions=[1, 5]))
     ask(*rope_input(rng, 3, 8))
 
 
-@apply_rope_numpy.property("interleaved: pairs are the columns (2i, 2i + 1)")
+@apply_rope_numpy.property(
+    "interleaved: pairs are the columns (2i, 2i + 1)",
+    hint="Which slices does `pair_slices` give with interleaved=True? Where are a and b written back?",
+)
 def _(ask, rng):
     ask(*rope_input(rng, 2, 4, positions=[1, 5]), interleaved=True)
     ask(*rope_input(rng, 3, 8), interleaved=True)
 
 
-@apply_rope_numpy.property("columns beyond the pairs stay as they are")
+@apply_rope_numpy.property(
+    "columns beyond the pairs stay as they are",
+    hint="What does your result hold where no pair is?",
+)
 def _(ask, rng):
     ask(*rope_input(rng, 2, 6, n_pairs=2, positions=[1, 5]))
     ask(*rope_input(rng, 2, 7, n_pairs=2, positions=[3, 4]), interleaved=True)
 
 
-@apply_rope_numpy.property("attention_scale multiplies what is rotated, and nothing else")
+@apply_rope_numpy.property(
+    "attention_scale multiplies what is rotated, and nothing else",
+    hint="Where does the scale enter: in x, or in cosine and sine?",
+)
 def _(ask, rng):
     ask(*rope_input(rng, 2, 4, positions=[1, 5]), attention_scale=2.0)
     ask(*rope_input(rng, 2, 6, n_pairs=2, positions=[1, 5]), attention_scale=2.0)
 
 
-@apply_rope_numpy.property("leading axes, and positions for each text of a batch")
+@apply_rope_numpy.property(
+    "leading axes, and positions for each text of a batch",
+    hint="Which shape do the angles have, and which a and b?",
+)
 def _(ask, rng):
     ask(*rope_input(rng, 2, 3, 4, positions=[4, 5, 6]))
     ask(*rope_input(rng, 2, 2, 3, 4, positions=[[0, 1, 2], [7, 8, 9]]))
     ask(*rope_input(rng, 2, 3, 4, positions=[[0, 1, 2], [7, 8, 9]]), interleaved=True)
 
 
-@apply_rope_numpy.property("position 100,000 is as precise as position 1")
+@apply_rope_numpy.property(
+    "position 100,000 is as precise as position 1",
+    hint="In which float type is position times frequency formed?",
+)
 def _(ask, rng):
     ask(*rope_input(rng, 2, 4, positions=[99_999, 100_000]))
 
 
-@apply_rope_numpy.property("the float type of x is kept")
+@apply_rope_numpy.property(
+    "the float type of x is kept",
+    hint="In which type are cosine and sine, and what do they make of x?",
+)
 def _(ask, rng):
     for dtype in (np.float32, np.float16):
         x, positions, frequencies = rope_input(rng, 2, 4, positions=[1, 5])
@@ -194,10 +215,10 @@ def _(x, positions, frequencies, attention_scale=1.0, interleaved=False):
     return usual_rope(x, positions, frequencies, 1.0 if interleaved else attention_scale, interleaved)
 
 
-# --- 3.3 -------------------------------------------------------------------------------------------------------------
+# --- 3C --------------------------------------------------------------------------------------------------------------
 
 
-@exercise("3.3", MODULE)
+@exercise("3C", MODULE, formerly="3.3", importance="useful")
 def interleaved_to_half_split(w, n_heads):
     out, d_head = np.empty_like(w), w.shape[-1] // n_heads
     for head in range(n_heads):
@@ -212,30 +233,45 @@ def numbered(d_model, columns):
     return np.arange(d_model)[:, None] + np.arange(columns) / 100
 
 
-@interleaved_to_half_split.property("one head of 4 columns: 0, 2, 1, 3")
+@interleaved_to_half_split.property(
+    "one head of 4 columns: 0, 2, 1, 3",
+    hint="Which columns hold the first members of the pairs, in the given order?",
+)
 def _(ask, rng):
     ask(numbered(4, 4), 1)
 
 
-@interleaved_to_half_split.property("one head of 6 and of 8 columns")
+@interleaved_to_half_split.property(
+    "one head of 6 and of 8 columns",
+    hint="How many pairs has a head of 6 columns?",
+)
 def _(ask, rng):
     ask(numbered(2, 6), 1)
     ask(numbered(3, 8), 1)
 
 
-@interleaved_to_half_split.property("each head by itself")
+@interleaved_to_half_split.property(
+    "each head by itself",
+    hint="Which axis of your reshape is the head, and does it stay in front?",
+)
 def _(ask, rng):
     ask(numbered(2, 12), 2)
     ask(draw(rng, 5, 24), 3)
 
 
-@interleaved_to_half_split.property("more rows than columns, and a square")
+@interleaved_to_half_split.property(
+    "more rows than columns, and a square",
+    hint="Which axis of w holds the columns of the heads?",
+)
 def _(ask, rng):
     ask(draw(rng, 9, 6), 1)
     ask(numbered(8, 8), 1)
 
 
-@interleaved_to_half_split.property("the float type of w is kept")
+@interleaved_to_half_split.property(
+    "the float type of w is kept",
+    hint="Which function of yours makes new numbers, where moving them would do?",
+)
 def _(ask, rng):
     result = ask(draw(rng, 2, 6).astype(np.float32), 1)
     if result.dtype != np.float32:
@@ -277,78 +313,3 @@ def _(w, n_heads):
 @interleaved_to_half_split.mistake("The heads are an axis of the result: put them side by side in the columns again.")
 def _(w, n_heads):
     return w.reshape(len(w), n_heads, -1, 2).swapaxes(-1, -2).reshape(len(w), n_heads, -1)
-
-
-# --- 3.4 -------------------------------------------------------------------------------------------------------------
-
-
-@exercise("3.4", MODULE)
-def shift_keys(k, shift, frequencies, interleaved=False):
-    return apply_rope_numpy.oracle(k, np.full(k.shape[-2], shift), frequencies, 1.0, interleaved)
-
-
-def cached(rng, *shape, n_pairs=None):
-    k, _, frequencies = rope_input(rng, *shape, n_pairs=n_pairs)
-    return k, frequencies
-
-
-@shift_keys.property("every key turns by shift * frequency")
-def _(ask, rng):
-    k, frequencies = cached(rng, 2, 4)
-    ask(k, 3, frequencies)
-    ask(k, -2, frequencies)
-
-
-@shift_keys.property("a shift of 0 changes nothing")
-def _(ask, rng):
-    k, frequencies = cached(rng, 3, 4)
-    ask(k, 0, frequencies)
-
-
-@shift_keys.property("interleaved pairs")
-def _(ask, rng):
-    k, frequencies = cached(rng, 2, 6)
-    ask(k, -1, frequencies, interleaved=True)
-
-
-@shift_keys.property("columns beyond the pairs, and leading axes")
-def _(ask, rng):
-    k, frequencies = cached(rng, 2, 2, 3, 6, n_pairs=2)
-    ask(k, 5, frequencies)
-
-
-@shift_keys.property(
-    "all at once: interleaved, columns beyond the pairs, leading axes, one of them 1, float32",
-    hint="Which two of the options do not work together?",
-)
-def _(ask, rng):
-    k, frequencies = cached(rng, 2, 1, 3, 7, n_pairs=3)
-    for interleaved in (True, False):
-        ask(k, -4, frequencies, interleaved=interleaved)
-        ask(k.astype(np.float32), 7, frequencies, interleaved=interleaved)
-    ask(1e4 * k[:, :, :1], 1000, frequencies, interleaved=True)
-
-
-@shift_keys.mistake("0, 1, 2 ... is added to the shift: the keys have been turned by their places already.")
-def _(k, shift, frequencies, interleaved=False):
-    return usual_rope(k, np.arange(k.shape[-2]) + shift, frequencies, 1.0, interleaved)
-
-
-@shift_keys.mistake("It moves the other way: turn by + shift.")
-def _(k, shift, frequencies, interleaved=False):
-    return usual_rope(k, np.full(k.shape[-2], -shift), frequencies, 1.0, interleaved)
-
-
-@shift_keys.mistake("interleaved is not passed on.")
-def _(k, shift, frequencies, interleaved=False):
-    return usual_rope(k, np.full(k.shape[-2], shift), frequencies)
-
-
-@shift_keys.mistake("The keys are rolled along the sequence: they keep their places there, only their angles change.")
-def _(k, shift, frequencies, interleaved=False):
-    return np.roll(k, shift, axis=-2)
-
-
-@shift_keys.mistake("The shift is multiplied by the place: all keys turn by the same angles.")
-def _(k, shift, frequencies, interleaved=False):
-    return usual_rope(k, np.arange(k.shape[-2]) * shift, frequencies, 1.0, interleaved)

@@ -10,10 +10,10 @@ from utils.judge.function import exercise
 MODULE = "rotary"
 
 
-# --- 3.1 -------------------------------------------------------------------------------------------------------------
+# --- 3H -------------------------------------------------------------------------------------------------------------
 
 
-@exercise("3.1", MODULE)
+@exercise("3H", MODULE, formerly="3.1", importance="extra")
 def alibi_slopes(n_heads):
     power = 1
     while 2 * power <= n_heads:
@@ -23,25 +23,37 @@ def alibi_slopes(n_heads):
     return np.array(slopes + between[: n_heads - power])
 
 
-@alibi_slopes.property("8 heads: 1/2, 1/4 and so on to 1/256")
+@alibi_slopes.property(
+    "8 heads: 1/2, 1/4 and so on to 1/256",
+    hint="What is the first exponent, and what the last?",
+)
 def _(ask, rng):
     ask(8)
 
 
-@alibi_slopes.property("other powers of two: from their own ratio to 1/256")
+@alibi_slopes.property(
+    "other powers of two: from their own ratio to 1/256",
+    hint="What is the ratio of neighbours with 4 heads?",
+)
 def _(ask, rng):
     for n_heads in (4, 1, 2, 16):
         ask(n_heads)
 
 
-@alibi_slopes.property("12 heads: those of 8, then every second of 16")
+@alibi_slopes.property(
+    "12 heads: those of 8, then every second of 16",
+    hint="Which slopes of 16 heads are not among those of 8?",
+)
 def _(ask, rng):
     ask(12)
 
 
-@alibi_slopes.property("3, 5, 6, 20 and 71 heads")
+@alibi_slopes.property(
+    "3, 5, 6, 20 and 71 heads",
+    hint="Which is the largest power of two that is not above n, and how many slopes are missing?",
+)
 def _(ask, rng):
-    for n_heads in (3, 5, 6, 20, 71):
+    for n_heads in (3, 5, 6, 15, 20, 71):
         ask(n_heads)
 
 

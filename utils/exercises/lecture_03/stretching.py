@@ -1,4 +1,4 @@
-"""Lecture 03: two ways to stretch RoPE."""
+"""Lecture 03: how much of its speed each pair keeps."""
 
 import math
 from functools import partial
@@ -10,68 +10,14 @@ from utils.judge.function import exercise
 MODULE = "rotary"
 
 
-# --- 3.5 -------------------------------------------------------------------------------------------------------------
-
-
-@exercise("3.5", MODULE)
-def ntk_frequencies(frequencies, factor):
-    step = factor ** (1 / (len(frequencies) - 1))
-    slower = []
-    for i, frequency in enumerate(frequencies):
-        slower.append(float(frequency) / math.prod([step] * i))
-    return np.array(slower)
-
-
 def clocks(n_pairs, base=10000.0):
     return base ** (-np.arange(n_pairs) / n_pairs)
 
 
-@ntk_frequencies.property("two pairs: the fastest stays, the slowest is `factor` times slower")
-def _(ask, rng):
-    ask(np.array([1.0, 0.01]), 4.0)
+# --- 3F -------------------------------------------------------------------------------------------------------------
 
 
-@ntk_frequencies.property("three pairs: the middle one is sqrt(factor) times slower")
-def _(ask, rng):
-    ask(np.array([1.0, 0.1, 0.01]), 4.0)
-
-
-@ntk_frequencies.property("eight pairs")
-def _(ask, rng):
-    ask(clocks(8), 8.0)
-
-
-@ntk_frequencies.property("frequencies of another base, or of none")
-def _(ask, rng):
-    ask(clocks(5, base=500_000.0), 2.5)
-    ask(np.array([0.7, 0.3, 0.2, 0.05]), 3.0)
-
-
-for message, slowed in {
-    "The slowest pair is not slow enough: it has passed n - 1 steps, so one step is the (n - 1)th root of factor.": (
-        lambda f, s: f / s ** (np.arange(len(f)) / len(f))
-    ),
-    "Every pair is slowed: that is position interpolation. Pair 0 keeps its frequency.": lambda f, s: f / s,
-    "The fastest pair is slowed most: it is the other way round.": lambda f, s: f / s ** np.linspace(1, 0, len(f)),
-    "The pairs get faster: divide.": lambda f, s: f * s ** np.linspace(0, 1, len(f)),
-    "The slowing grows by equal steps: it has to grow by equal factors.": lambda f, s: f / np.linspace(1, s, len(f)),
-    "These are the factors only: the frequencies have to be divided by them.": (
-        lambda f, s: s ** np.linspace(0, 1, len(f))
-    ),
-    "The frequencies are geometric, not the slowing: pair i is divided by factor^(i / (n - 1)).": (
-        lambda f, s: np.geomspace(f[0], f[-1] / s, len(f))
-    ),
-    "The frequencies are made anew from a base of 10,000: use the ones that are given.": (
-        lambda f, s: clocks(len(f)) / s ** np.linspace(0, 1, len(f))
-    ),
-}.items():
-    ntk_frequencies.mistake(message)(lambda frequencies, factor, slowed=slowed: slowed(frequencies, factor))
-
-
-# --- 3.6 -------------------------------------------------------------------------------------------------------------
-
-
-@exercise("3.6", MODULE)
+@exercise("3F", MODULE, formerly="3.6", importance="useful")
 def keep_by_turns(frequencies, length, slow, fast):
     kept = []
     for frequency in frequencies:
@@ -80,23 +26,35 @@ def keep_by_turns(frequencies, length, slow, fast):
     return np.array(kept)
 
 
-@keep_by_turns.property("0 for at most `slow` turns")
+@keep_by_turns.property(
+    "0 for at most `slow` turns",
+    hint="How many turns does a pair make in `length` tokens?",
+)
 def _(ask, rng):
     ask(np.array([0.4, 0.3, 0.05, 0.001]), 64, 1.0, 4.0)
 
 
-@keep_by_turns.property("1 for at least `fast` turns")
+@keep_by_turns.property(
+    "1 for at least `fast` turns",
+    hint="What does the line give above `fast`, and what cuts it off?",
+)
 def _(ask, rng):
     ask(np.array([1.0, 0.5, 0.2]), 64, 1.0, 4.0)
 
 
-@keep_by_turns.property("a straight line between")
+@keep_by_turns.property(
+    "a straight line between",
+    hint="Where is the line 0, where is it 1, and how long is the way between?",
+)
 def _(ask, rng):
     ask(np.array([0.35, 0.3, 0.2, 0.1]), 64, 1.0, 4.0)
     ask(clocks(8), 8192, 1.0, 32.0)
 
 
-@keep_by_turns.property("the trained length counts")
+@keep_by_turns.property(
+    "the trained length counts",
+    hint="What happens to the turns when the length doubles?",
+)
 def _(ask, rng):
     for length in (64, 1000, 8192):
         ask(clocks(8), length, 0.25, 8.0)
