@@ -10,8 +10,8 @@ EQUIVALENT = {
     "4.7": {
         "line 18.11: row[j] = expf(row[j] - maximum);: expf(row[j] - maximum) times 1.05": "every weight is divided by the sum"
     },
-    "5.7": {
-        "line 15.13: share[s] = expf(lses[s] - top);: expf(lses[s] - top) times 1.05": "every share is divided by the sum"
+    "5H": {
+        "line 18.13: share[s] = expf(lses[s] - top);: expf(lses[s] - top) times 1.05": "every share is divided by the sum"
     },
     "8C": {"line 15.33: 1.05 * (v[h].T @ v[h // group * group])": "a rotation is taken out of it, whatever its size"},
     "9A": {"line 14.52: 1.05 * (x @ both)": "only the directions are taken"},
