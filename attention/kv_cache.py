@@ -48,7 +48,7 @@ def cached_step(x, keys, values, w_q, w_k, w_v):
 
 
 def check_sizes(lowest=1, **sizes):
-    """The sizes as a tuple. ValueError unless all are whole numbers from `lowest` on."""
+    """The sizes as a tuple. ValueError unless all are whole numbers from `lowest`."""
     for name, size in sizes.items():
         if not isinstance(size, (int, np.integer)) or size < lowest:
             raise ValueError(f"{name} must be a whole number of at least {lowest}, "
@@ -60,11 +60,11 @@ def check_update(k, v, shape, room=None):
     batch, n_heads, _, d_head = shape
     if k.shape != v.shape or k.dim() != 4 or k.shape[::3] + k.shape[1:2] != (
             batch, d_head, n_heads):
-        raise ValueError(f"k and v must be ({batch}, {n_heads}, n_new, {d_head}) for this "
-                         f"cache, got {tuple(k.shape)} and {tuple(v.shape)}")
+        raise ValueError(f"k and v must be ({batch}, {n_heads}, n_new, {d_head}) for "
+                         f"this cache, got {tuple(k.shape)} and {tuple(v.shape)}")
     if room is not None and k.shape[2] > room:
         raise ValueError(f"the cache holds {shape[2]} tokens, got "
-                         f"{shape[2] - room + k.shape[2]}: make it with a larger capacity")
+                         f"{shape[2] - room + k.shape[2]}: make it larger")
 
 def check_length(length, most):
     """ValueError unless 0 <= length <= most."""

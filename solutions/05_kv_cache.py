@@ -353,7 +353,7 @@ plotting.show("Operations for a whole text against its length, both logarithmic:
 
 # %% tags=["export"]
 def check_sizes(lowest=1, **sizes):
-    """The sizes as a tuple. ValueError unless all are whole numbers from `lowest` on."""
+    """The sizes as a tuple. ValueError unless all are whole numbers from `lowest`."""
     for name, size in sizes.items():
         if not isinstance(size, (int, np.integer)) or size < lowest:
             raise ValueError(f"{name} must be a whole number of at least {lowest}, "
@@ -369,7 +369,7 @@ def check_update(k, v, shape, room=None):
                          f"this cache, got {tuple(k.shape)} and {tuple(v.shape)}")
     if room is not None and k.shape[2] > room:
         raise ValueError(f"the cache holds {shape[2]} tokens, got "
-                         f"{shape[2] - room + k.shape[2]}: make it with a larger capacity")
+                         f"{shape[2] - room + k.shape[2]}: make it larger")
 
 def check_length(length, most):
     """ValueError unless 0 <= length <= most."""
@@ -1406,8 +1406,8 @@ if smollm:
                   ylabel="tokens a call of the model",
                   title="Guesses from the text help where the text repeats itself")
     plotting.show("Three bars of tokens a call: most for continuing a manual, which "
-                  "soon repeats itself, one and a half for repeating a text, one for an "
-                  "open question.")
+                  "soon repeats itself, one and a half for repeating a text, one for "
+                  "an open question.")
 
 # %% [markdown]
 # Where what is written repeats itself: the manual has set phrases, and a small greedy model soon loops. The text is the greedy one
