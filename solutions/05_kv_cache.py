@@ -66,11 +66,11 @@
 # - *Hour 1 (40).* 5.1: the two writings, tokens a second, three tokens by hand (12) · 5.2: the table, ask who is right about
 #   20.97 GB (8) · 5.3: cache and ring, pages, copy on write (12) · 5.4: the time axis, the two masks (6) · say what 5A, 5B
 #   and 5C ask (2).
-# - *At home after hour 1.* 5A, 5B, 5C. For volunteers 5F.
+# - *At home after hour 1.* 5A, 5B, 5C.
 # - *Hour 2 (40).* 5.5: bet on the four bugs before the cell is run (8) · 5.6: what limits prefill and decode (6) · 5.7: one
 #   number of 221,184 (7) · 5.8: three curves (4) · 5.9: who gets the credit, sink or policy (6) · 5.10: columns of keys
 #   (4) · 5.11: the block table's look-up, idle processors (5).
-# - *At home after hour 2.* 5D, 5E. For volunteers 5G, 5H.
+# - *At home after hour 2.* 5D. For volunteers 5E.
 # - *Board.* The table of three tokens: keys $\ln 1, \ln 2, \ln 3$, values 6, 3, 1, and what each token finds: 6, 4, 2.5.
 # - *Always works.* In 5.7 let the class choose a number of token 0 that is set to 0: nothing happens, until it is 507.
 # - *Checkpoint 1.* Three new tokens join five cached ones: how many keys does the first of the three see? (6.)
@@ -936,9 +936,9 @@ if smollm:
                   "above the others after 64 tokens; with one sink it stays near full.")
 
 # %% [markdown]
-# At token 64, when the sink leaves the window. One key cures most of it. The paper keeps four and reports a collapse
-# to perplexities in the thousands, which this model does not show; its 22.2 times the speed is against recomputing the window. It
-# also counts positions *inside the cache* (5.18). Trained without a sink to lean on, a model can be given one (5.17).
+# At token 64, when the sink leaves the window, and by about a nat. One key wins back three quarters of it. The paper keeps four; its 22.2
+# times the speed (abstract) is against recomputing the window. It also counts positions *inside the cache* (5.18). A model can
+# be given a place for its sink before it is trained (5.17).
 
 # %% [markdown]
 # ### 5.9 H2O, SnapKV: which keys to keep
@@ -1220,7 +1220,7 @@ print(f"through the table {by_table.item():.1f}, contiguous {contiguous.item():.
 # ### 5.12 In use
 #
 # **What do you call on Monday?** In transformers `generate` makes the cache itself: a `DynamicCache` that grows, a `StaticCache` for
-# compiled code, a sliding one for window layers; `past_key_values` is its name, and forgetting to pass it on is the commonest way to be slow. `F.scaled_dot_product_attention(is_causal=True)` aligns at the
+# compiled code, a sliding one for window layers; `past_key_values` is its name, and a loop that does not pass it on reads everything again. `F.scaled_dot_product_attention(is_causal=True)` aligns at the
 # **top left**: with a cache pass a mask. vLLM and SGLang page, share prefixes between requests, batch continuously (a finished
 # text makes room at once) and prefill in chunks: *first-token latency* is prefill, *time between tokens* is decode. FlexAttention and FlashInfer read
 # block tables.
@@ -1672,7 +1672,7 @@ for kind, runs in recorded["sinks"].items():
     mass, null = (" ".join(f"{run[key]:.2f}" for run in runs)
                   for key in ("mass", "null"))
     lost = np.mean([run["evicted"] - run["loss"] for run in runs])
-    print(f"{kind:12s} on token 0: {mass}, on the null key: {null}, "
+    print(f"{kind:12s} on token 0: {mass}, null key: {null}, "
           f"without token 0 {lost:+.3f} nats")
 
 # %% [markdown]

@@ -1,10 +1,14 @@
 """Lecture 05: the cache of one layer, a module with a memory. It is asked for a course of steps, not for one call."""
 
+from inspect import isclass
+
 import torch
 from torch import nn
 
 from utils.exercises.arrays import draw
 from utils.judge.module import ModuleExercise, ModuleTrial
+from utils.judge.result import NotAttempted
+from utils.judge.stub import is_python_stub
 
 MODULE = "kv_cache"
 
@@ -49,6 +53,12 @@ def steps_of(cache_class):
 
 
 class CacheExercise(ModuleExercise):
+    def judge(self, answer, own=None):
+        methods = [vars(answer).get(name) for name in ("update", "rewind", "reorder")] if isclass(answer) else []
+        if methods and all(m and is_python_stub(m, getattr(own, m.__name__, None)) for m in methods):
+            raise NotAttempted
+        return super().judge(answer, own)
+
     def trial(self, answer, own):
         return ModuleTrial(self, steps_of(answer), own)
 
@@ -232,7 +242,7 @@ class _(Usual):
 
 
 @KVCache.mistake(
-    "The cache grows by torch.cat: what is there is copied at each step, and the memory taken at first stays empty."
+    "What comes back does not lie in the memory that was taken: torch.cat and clone copy all that is there; write, and slice."
 )
 class _(Usual):
     def update(self, k, v):
@@ -242,7 +252,9 @@ class _(Usual):
         return self.found()
 
 
-@KVCache.mistake("What comes back is a copy: a slice of self.k is a view, and enough.")
+@KVCache.mistake(
+    "What comes back does not lie in the memory that was taken: torch.cat and clone copy all that is there; write, and slice."
+)
 class _(Usual):
     def found(self):
         return tuple(part.clone() for part in super().found())
