@@ -704,7 +704,7 @@ class Decoder:
     def reorder(self, rows):
         self.k, self.v, self.padding = self.k[rows], self.v[rows], self.padding[rows]
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # #### Exercise 5D: find the bugs  (difficulty 3 of 5, useful, 20 minutes)
 #
 # Write a test that is given a class like `Decoder` and notices whether it is wrong. It is tried on right ones and on nine
@@ -807,7 +807,7 @@ print(f"small model at 2,048 tokens: {small['softmax_share']:.0%} of the time is
 #
 # *Predict.* 64 texts are decoded together. Which of the two, weights or caches, is now read for more work than before?
 
-# %% tags=["slide"]
+# %%
 n_weights, n_layers, n_heads, n_kv_heads, d_head = 8_030_261_248, 32, 32, 8, 128
 for name, n_new, n_old, batch in (("prefill of 2,000 tokens", 2000, 0, 1),
                                   ("decode, one text", 1, 2000, 1),
