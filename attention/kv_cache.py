@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from attention.fundamentals import attention_numpy, softmax
@@ -36,14 +37,337 @@ __all__ = [
 
 
 def cached_step(x, keys, values, w_q, w_k, w_v):
-    """New tokens x (n_new, d_model) join a cache of one head and attend to it, causally.
+    """New tokens x (n_new, d_model) join a cache of one head and attend to it.
 
-    keys (n_old, d_head), values (n_old, d_v), w_q and w_k (d_model, d_head), w_v (d_model, d_v).
-    Returns (out (n_new, d_v), keys (n_old + n_new, d_head), values (n_old + n_new, d_v)).
+    keys (n_old, d_head), values (n_old, d_v), w_q, w_k (d_model, d_head), w_v (d_model,
+    d_v). Returns out (n_new, d_v), and keys and values with n_old + n_new rows.
     """
     keys = np.concatenate([keys, x @ w_k])
     values = np.concatenate([values, x @ w_v])
     return attention_numpy(x @ w_q, keys, values, causal=True), keys, values
+
+
+def check_sizes(lowest=1, **sizes):
+    """The sizes as a tuple. ValueError unless all are whole numbers from `lowest`."""
+    for name, size in sizes.items():
+        if not isinstance(size, (int, np.integer)) or size < lowest:
+            raise ValueError(f"{name} must be a whole number of at least {lowest}, "
+                             f"got {size!r}")
+    return tuple(sizes.values())
+
+def check_update(k, v, shape, room=None):
+    """ValueError unless k and v fit into a cache (batch, n_heads, _, d_head)."""
+    batch, n_heads, _, d_head = shape
+    if k.shape != v.shape or k.dim() != 4 or k.shape[::3] + k.shape[1:2] != (
+            batch, d_head, n_heads):
+        raise ValueError(f"k and v must be ({batch}, {n_heads}, n_new, {d_head}) for "
+                         f"this cache, got {tuple(k.shape)} and {tuple(v.shape)}")
+    if room is not None and k.shape[2] > room:
+        raise ValueError(f"the cache holds {shape[2]} tokens, got "
+                         f"{shape[2] - room + k.shape[2]}: make it larger")
+
+def check_length(length, most):
+    """ValueError unless 0 <= length <= most."""
+    if not 0 <= length <= most:
+        raise ValueError(f"length must lie between 0 and {most}, got {length}")
+
+
+class KVCache(nn.Module):
+    """Keys and values of one layer, (batch, n_heads, capacity, d_head) each."""
+
+    def __init__(self, batch, n_heads, capacity, d_head, dtype=torch.float64,
+                 device=None):
+        super().__init__()
+        sizes = check_sizes(0, batch=batch, n_heads=n_heads, capacity=capacity,
+                            d_head=d_head)
+        for name in ("k", "v"):
+            memory = torch.zeros(sizes, dtype=dtype, device=device)
+            self.register_buffer(name, memory, persistent=False)
+        self.length = 0
+
+    n_bytes = property(lambda self: self.k.nbytes + self.v.nbytes)
+
+    def forward(self, k, v):
+        return self.update(k, v)
+
+    def update(self, k, v):
+        """Store k, v (batch, n_heads, n_new, d_head); return all so far, as views."""
+        check_update(k, v, self.k.shape, room=self.k.shape[2] - self.length)
+        end = self.length + k.shape[2]
+        self.k[:, :, self.length:end] = k
+        self.v[:, :, self.length:end] = v
+        self.length = end
+        return self.k[:, :, :end], self.v[:, :, :end]
+
+    def rewind(self, length):
+        """Forget everything after the first `length` tokens."""
+        check_length(length, self.length)
+        self.length = length
+
+    def reorder(self, rows):
+        """Row i of the batch continues what row rows[i] was."""
+        self.k, self.v = self.k[rows], self.v[rows]
+
+
+def check_prompt(ids):
+    """ValueError unless ids are (batch, n) with at least one token."""
+    if ids.ndim != 2 or ids.shape[1] == 0:
+        raise ValueError("ids must be (batch, n) with at least one token, "
+                         f"got shape {tuple(ids.shape)}")
+
+def check_empty(model, caches):
+    """ValueError unless there is an empty cache for each layer of the model."""
+    held = [cache.length for cache in caches]
+    if held != [0] * model.config.n_layers:
+        raise ValueError(f"caches must be {model.config.n_layers}, one a layer, and "
+                         f"empty, got lengths {held}")
+
+
+def generate(model, ids, n_new, caches=None, temperature=0.0, top_k=None, seed=0,
+             on_token=None):
+    """Continue each row of ids (batch, n) by n_new tokens. Returns (batch, n + n_new).
+
+    caches: one for each layer, empty, with length and update(k, v); None reads the
+    whole text again for each token. temperature 0 is greedy; otherwise tokens are
+    drawn, of the top_k likeliest if given, by numpy's default_rng(seed). on_token:
+    called with the tokens (batch, 1) of each step. ValueError for an empty prompt or
+    numbers that make no sense.
+    """
+    check_prompt(ids)
+    if n_new < 0 or temperature < 0 or (top_k is not None and top_k < 1):
+        raise ValueError("n_new and temperature must not be negative and top_k at "
+                         f"least 1, got {n_new}, {temperature} and {top_k}")
+    if caches is not None:
+        check_empty(model, caches)
+    rng, unread = np.random.default_rng(seed), ids
+    with torch.no_grad():
+        for _ in range(n_new):
+            logits = model(ids) if caches is None else model(unread, caches=caches)
+            unread = sample(logits[:, -1], temperature, top_k, rng)[:, None]
+            ids = torch.cat([ids, unread], dim=1)
+            if on_token is not None:
+                on_token(unread)
+        return ids
+
+
+def place_code(places, d):
+    """Sines and cosines of places (...,), integers: (..., d); d even."""
+    angles = places[..., None] / 30.0 ** (np.arange(d // 2) / (d // 2))
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+
+def read_alone(x):
+    """What each vector of one text x (n, d) finds, read at once and without a cache."""
+    at = x + place_code(np.arange(len(x)), x.shape[1])
+    return attention_numpy(at, at, x, causal=True)
+
+
+class Decoder:
+    """Reads texts of vectors (batch, n_new, d) piece by piece, with a cache."""
+
+    def __init__(self, batch, d, padding=None):
+        """padding (batch,): how many of the first vectors of each row are none."""
+        self.k, self.v = np.zeros((2, batch, 0, d))
+        self.padding = np.zeros(batch, int) if padding is None else np.array(padding)
+
+    def read(self, x):
+        """What the new vectors find: (batch, n_new, d); zeros for padding."""
+        n_old, columns = self.k.shape[1], np.arange(self.k.shape[1] + x.shape[1])
+        places = (columns - self.padding[:, None]).clip(0)[:, n_old:]
+        q = x + place_code(places, x.shape[2])
+        self.k = np.concatenate([self.k, q], axis=1)
+        self.v = np.concatenate([self.v, x], axis=1)
+        real = (columns >= self.padding[:, None])[:, None]
+        return attention_numpy(q, self.k, self.v, mask=real, causal=True)
+
+    def rewind(self, length):
+        self.k, self.v = self.k[:, :length], self.v[:, :length]
+
+    def reorder(self, rows):
+        self.k, self.v, self.padding = self.k[rows], self.v[rows], self.padding[rows]
+
+
+def test_decoder(Decoder):
+    """Raise AssertionError if a decoder of this class is wrong."""
+    a, b, c = np.random.default_rng(1).standard_normal((3, 9, 6))
+    for pieces in ([3], [1, 2, 3, 4, 5, 6, 7, 8], [4, 5, 8]):
+        decoder = Decoder(1, 6)
+        found = [decoder.read(piece[None])[0] for piece in np.split(a, pieces)]
+        assert np.allclose(np.concatenate(found), read_alone(a)), pieces
+    decoder.rewind(4)
+    found = [decoder.read(piece[None])[0] for piece in np.split(b[:4], [1])]
+    whole = np.concatenate([a[:4], b[:4]])
+    assert np.allclose(np.concatenate(found), read_alone(whole)[4:]), "rewind"
+    decoder = Decoder(2, 6, padding=[0, 3])
+    padded = np.concatenate([np.full((3, 6), 9.0), b[:4]])
+    found = decoder.read(np.stack([a[:7], padded]))
+    assert np.allclose(found[1, 3:], read_alone(b[:4])), "padding"
+    decoder.reorder(np.array([1, 1]))
+    found = decoder.read(np.stack([c[:2], a[:2]]))
+    for row, more in zip(found, (c, a)):
+        assert np.allclose(row, read_alone(np.concatenate([b[:4], more[:2]]))[4:])
+
+
+ATTEND_SPLIT = r"""
+#define SPLIT 128                                        // keys of a split
+template <typename Address>                              // address(j): where key j begins
+__device__ void attend_split(const float* q, const float* k, const float* v, float* out,
+                             double* lse, int length, int d, float scale, Address address) {
+  extern __shared__ float q_row[];                       // the query, then the sum so far
+  float* sum = q_row + d;
+  float maximum = -INFINITY, total = 0.0f;
+  int lane = threadIdx.x, begin = blockIdx.y * SPLIT;
+  int end = min(begin + SPLIT, length);
+  if (begin >= end) {                                    // no keys: the merge will not look at out
+    if (lane == 0) *lse = -INFINITY;
+    return;
+  }
+  // load: a lane has the columns lane, lane + 32, ...
+  for (int c = lane; c < d; c += 32) {
+    q_row[c] = scale * q[c];
+    sum[c] = 0.0f;
+  }
+  for (int first = begin; first < end; first += 32) {
+    int n = min(32, end - first);
+    size_t mine = lane < n ? address(first + lane) : 0;  // each lane looks up one key
+    float score = -INFINITY;
+    for (int t = 0; t < n; ++t) {                        // score: lane t keeps that of key t
+      const float* key = k + __shfl_sync(0xffffffff, mine, t);
+      float s = 0.0f;
+      for (int c = lane; c < d; c += 32) s += q_row[c] * key[c];
+      s = warp_sum(s);
+      if (lane == t) score = s;
+    }
+    // rescale
+    float larger = fmaxf(maximum, warp_max(score)), top = larger == -INFINITY ? 0.0f : larger;
+    float weight = expf(score - top), shrink = expf(maximum - top);
+    total = total * shrink + warp_sum(weight);
+    maximum = larger;
+    for (int c = lane; c < d; c += 32) sum[c] *= shrink;
+    for (int t = 0; t < n; ++t) {                        // accumulate
+      const float* value = v + __shfl_sync(0xffffffff, mine, t);
+      float w = __shfl_sync(0xffffffff, weight, t);
+      for (int c = lane; c < d; c += 32) sum[c] += w * value[c];
+    }
+  }
+  // write
+  for (int c = lane; c < d; c += 32) out[c] = sum[c] / (total == 0.0f ? 1.0f : total);
+  if (lane == 0) *lse = (double)maximum + logf(total);
+}
+"""
+
+
+KEY_OFFSET = r"""
+__device__ size_t key_offset(const int* block_table, int columns, int b, int h, int j,
+                             int page_size, int heads, int d) {
+  size_t page = block_table[(size_t)b * columns + j / page_size];
+  return ((page * page_size + j % page_size) * heads + h) * d;
+}
+"""
+
+
+def verify_draft(draft, logits):
+    """What greedy decoding would write: the draft as far as it is right, then its own.
+
+    draft integers (n_draft,); logits (n_draft + 1, vocab_size), row i after draft[:i].
+    Returns an integer array of 1 to n_draft + 1 tokens. Source: arXiv 2211.17192.
+    """
+    own = logits.argmax(-1)
+    wrong = np.flatnonzero(own[:-1] != draft)
+    n_accepted = wrong[0] if len(wrong) else len(draft)
+    return own[:n_accepted + 1]
+
+
+def check_budget(weights, budget):
+    """ValueError unless weights are (..., n_queries, n_keys) and budget a count."""
+    if weights.ndim < 2 or weights.shape[-1] < weights.shape[-2]:
+        raise ValueError("weights must be (..., n_queries, n_keys) with n_keys >= "
+                         f"n_queries, got shape {weights.shape}")
+    if budget < 0:
+        raise ValueError(f"budget must be a number of keys, got {budget}")
+
+def mark_largest(scores, budget):
+    """Boolean, True at the `budget` largest of each row (..., n_keys)."""
+    best = np.argsort(-scores, axis=-1, kind="stable")[..., :budget]
+    keep = np.zeros(scores.shape, dtype=bool)
+    np.put_along_axis(keep, best, True, axis=-1)
+    return keep
+
+
+def keep_heavy(weights, budget, fair=False):
+    """Half heavy hitters, half recent keys. weights (..., n_queries, n_keys), causal.
+
+    With fair, weights count relative to an even share, and a key's sum is divided by
+    the queries that could see it. Returns boolean (..., n_keys). ValueError for other
+    weights. Source: Zhang et al. 2023 (arXiv 2306.14048), decided once.
+    """
+    check_budget(weights, budget)
+    n_queries, n_keys = weights.shape[-2:]
+    scores = weights.sum(-2, dtype=float)
+    if fair:
+        visible = np.arange(n_keys - n_queries, n_keys) + 1
+        seen_by = np.minimum(n_queries, n_keys - np.arange(n_keys))
+        scores = (weights * visible[:, None]).sum(-2) / seen_by
+    recent = budget - budget // 2
+    scores[..., max(n_keys - recent, 0):] = np.inf
+    return mark_largest(scores, budget)
+
+
+WARP = r"""
+__device__ float warp_max(float x) {
+  for (int o = 16; o > 0; o /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, o));
+  return x;
+}
+__device__ float warp_sum(float x) {
+  for (int o = 16; o > 0; o /= 2) x += __shfl_xor_sync(0xffffffff, x, o);
+  return x;
+}
+"""
+
+
+MERGE_SPLITS = WARP + r"""
+__global__ void merge_splits(const float* outs, const double* lses, float* out, int n_splits,
+                             int d) {
+  extern __shared__ float share[];
+  size_t row = blockIdx.x;
+  int lane = threadIdx.x;
+  outs += row * n_splits * d;
+  lses += row * n_splits;
+  out += row * d;
+
+  // the share of each split
+  float top = -INFINITY, total = 0.0f;
+  for (int s = lane; s < n_splits; s += 32) top = fmaxf(top, lses[s]);
+  top = warp_max(top);
+  if (top == -INFINITY) top = 0.0f;                      // no keys at all: every share is 0
+  for (int s = lane; s < n_splits; s += 32) {
+    share[s] = expf(lses[s] - top);                      // subtracted in double, then rounded
+    total += share[s];
+  }
+  total = warp_sum(total);
+  if (total == 0.0f) total = 1.0f;
+  __syncwarp();                                          // all shares are there
+
+  // accumulate
+  for (int c = lane; c < d; c += 32) {
+    float sum = 0.0f;
+    for (int s = 0; s < n_splits; ++s)
+      if (share[s] != 0.0f) sum += share[s] * outs[(size_t)s * d + c];
+    out[c] = sum / total;
+  }
+}
+"""
+
+
+def values_from_keys(k, w_k, w_v):
+    """Slim attention: values x @ w_v of tokens with keys k = x @ w_k, before RoPE.
+
+    k (..., d_model), all heads side by side; w_k square, else ValueError; w_v (d_model,
+    d_out). NumPy. Exact as far as w_k is well conditioned. Source: arXiv 2503.05840.
+    """
+    if w_k.shape[0] != w_k.shape[1]:
+        raise ValueError("w_k must be square to be inverted, got shape "
+                         f"{w_k.shape}: grouped heads cannot be slim")
+    return k @ np.linalg.solve(w_k, w_v)
 
 
 def whole_numbers(name, x):
@@ -55,70 +379,11 @@ def whole_numbers(name, x):
         raise ValueError(f"{name} must be integers, got {x.dtype}")
     return x.astype(np.int64)
 
-def check_update(k, v, shape):
-    """Raise ValueError, in one sentence, unless k and v fit into a cache of shape (batch, n_heads, _, d_head)."""
-    if k.shape != v.shape or k.dim() != 4 or (*k.shape[:2], k.shape[3]) != (*shape[:2], shape[3]):
-        raise ValueError(f"k and v must be ({shape[0]}, {shape[1]}, n_new, {shape[3]}) for this cache, "
-                         f"got {tuple(k.shape)} and {tuple(v.shape)}")
-
-def check_sizes(lowest=1, **sizes):
-    """Raise ValueError, in one sentence, unless all sizes are whole numbers from `lowest` on."""
-    for name, size in sizes.items():
-        if not isinstance(size, (int, np.integer)) or size < lowest:
-            raise ValueError(f"{name} must be a whole number of at least {lowest}, got {size!r}")
-
-
-class KVCache:
-    """Keys and values of one layer, in memory that is taken once: (batch, n_heads, capacity, d_head) each."""
-
-    def __init__(self, batch, n_heads, capacity, d_head, dtype=torch.float64, device=None):
-        check_sizes(0, batch=batch, n_heads=n_heads, capacity=capacity, d_head=d_head)
-        self.k = torch.zeros(batch, n_heads, capacity, d_head, dtype=dtype, device=device)
-        self.v = torch.zeros_like(self.k)
-        self.length = 0
-
-    @property
-    def n_bytes(self):
-        """Bytes of the memory taken, used or not."""
-        return self.k.nbytes + self.v.nbytes
-
-    def update(self, k, v):
-        """Store k and v (batch, n_heads, n_new, d_head); return all keys and values so far. ValueError when full."""
-        check_update(k, v, self.k.shape)
-        end = self.length + k.shape[2]
-        if end > self.k.shape[2]:
-            raise ValueError(f"the cache holds {self.k.shape[2]} tokens, got {end}: make it with a larger capacity")
-        self.k[:, :, self.length:end], self.v[:, :, self.length:end] = k, v
-        self.length = end
-        return self.k[:, :, :end], self.v[:, :, :end]
-
-    def rewind(self, length):
-        """Forget everything after the first `length` tokens. ValueError when there are fewer."""
-        if not 0 <= length <= self.length:
-            raise ValueError(f"length must lie between 0 and {self.length}, got {length}")
-        self.length = length
-
-    def reorder(self, rows):
-        """Row i of the batch continues what row rows[i] was: beams change their places."""
-        self.k, self.v = self.k[rows], self.v[rows]
-
-
 def new_caches(model, batch, capacity):
     """An empty KVCache for each layer of a model, in the float type of its weights and where they lie."""
     c, w = model.config, model.embedding.weight
     n_heads = getattr(c, "n_kv_heads", c.n_heads)                    # some models have fewer heads of keys: lecture 08
     return [KVCache(batch, n_heads, capacity, c.d_head, w.dtype, w.device) for _ in range(c.n_layers)]
-
-def check_prompt(ids):
-    """Raise ValueError, in one sentence, unless ids are (batch, n) with at least one token."""
-    if ids.ndim != 2 or ids.shape[1] == 0:
-        raise ValueError(f"ids must be (batch, n) with at least one token, got shape {tuple(ids.shape)}")
-
-def check_empty(model, caches):
-    """Raise ValueError, in one sentence, unless there is an empty cache for each layer of the model."""
-    held = [cache.length for cache in caches]
-    if held != [0] * model.config.n_layers:
-        raise ValueError(f"caches must be {model.config.n_layers}, one a layer, and empty, got lengths {held}")
 
 def sample(logits, temperature, top_k, rng):
     """Next tokens (batch,) from logits (batch, vocab_size); temperature 0 takes the largest."""
@@ -133,32 +398,6 @@ def sample(logits, temperature, top_k, rng):
     return (cumulative < draws[:, None] * cumulative[:, -1:]).sum(-1)
 
 
-@torch.no_grad()
-def generate(model, ids, n_new, caches=None, temperature=0.0, top_k=None, seed=0, on_token=None):
-    """Continue each row of ids by n_new tokens. ids integers (batch, n), all of one length. Returns (batch, n + n_new).
-
-    caches: one for each layer, empty, with length and update(k, v); without them the whole text is read again for each
-    token. temperature 0 is greedy; otherwise tokens are drawn, from the top_k likeliest if given, by numpy's
-    default_rng(seed). on_token: called with the tokens (batch, 1) of each step as they come. ValueError for an empty
-    prompt, a negative n_new or temperature, or a top_k below 1.
-    """
-    check_prompt(ids)
-    if n_new < 0 or temperature < 0 or (top_k is not None and top_k < 1):
-        raise ValueError("n_new and temperature must not be negative and top_k at least 1, "
-                         f"got {n_new}, {temperature} and {top_k}")
-    if caches is not None:
-        check_empty(model, caches)
-    rng = np.random.default_rng(seed)
-    unread = ids
-    for _ in range(n_new):
-        logits = model(unread, caches=caches)[:, -1] if caches is not None else model(ids)[:, -1]
-        unread = sample(logits, temperature, top_k, rng)[:, None]
-        ids = torch.cat([ids, unread], dim=1)
-        if on_token is not None:
-            on_token(unread)
-    return ids
-
-
 def forward_flops(n_new, n_keys, d_model, d_ff, n_layers, vocab_size):
     """Operations of all matrix products when a TransformerLM reads n_new tokens and then has n_keys keys.
 
@@ -168,6 +407,17 @@ def forward_flops(n_new, n_keys, d_model, d_ff, n_layers, vocab_size):
     projections = 2 * n_new * (4 * d_model**2 + 2 * d_model * d_ff)
     attention = 2 * n_new * n_keys * 2 * d_model                       # scores, and the weighted sum of values
     return n_layers * (projections + attention) + 2 * n_new * d_model * vocab_size
+
+def left_padding(lengths, n_keys):
+    """Mask (batch, 1, 1, n_keys) and positions (batch, n_keys) of rows whose last lengths[b] columns are tokens.
+
+    Positions count from each row's first token; padding gets 0. Raises ValueError for a length outside 0 to n_keys.
+    """
+    lengths = whole_numbers("lengths", lengths)
+    if lengths.size and (lengths.min() < 0 or lengths.max() > n_keys):
+        raise ValueError(f"lengths must lie between 0 and n_keys = {n_keys}, got {lengths.tolist()}")
+    positions = np.arange(n_keys) - (n_keys - lengths[:, None])
+    return (positions >= 0)[:, None, None, :], positions.clip(0)
 
 
 class RingKVCache:
@@ -292,39 +542,6 @@ class PagedKVCache:
         self.tables, self.length = [], 0
 
 
-def left_padding(lengths, n_keys):
-    """Mask (batch, 1, 1, n_keys) and positions (batch, n_keys) of rows whose last lengths[b] columns are tokens.
-
-    Positions count from each row's first token; padding gets 0. Raises ValueError for a length outside 0 to n_keys.
-    """
-    lengths = whole_numbers("lengths", lengths)
-    if lengths.size and (lengths.min() < 0 or lengths.max() > n_keys):
-        raise ValueError(f"lengths must lie between 0 and n_keys = {n_keys}, got {lengths.tolist()}")
-    positions = np.arange(n_keys) - (n_keys - lengths[:, None])
-    return (positions >= 0)[:, None, None, :], positions.clip(0)
-
-
-@torch.no_grad()
-def generate_ragged(model, ids, lengths, n_new, caches):
-    """Greedily continue rows of different lengths: ids (batch, n), padded on the left; the last lengths[b] count.
-
-    caches: empty, one for each layer. Returns (batch, n + n_new). ValueError where a row has no token.
-    """
-    check_empty(model, caches)
-    check_prompt(ids)
-    check_sizes(0, n_new=n_new)
-    lengths = whole_numbers("lengths", lengths)
-    if lengths.shape != (len(ids),) or (lengths < 1).any():
-        raise ValueError(f"lengths must be ({len(ids)},), each at least 1, got {lengths.tolist()}")
-    unread = ids
-    for step in range(n_new):
-        mask, positions = (torch.from_numpy(a).to(ids.device) for a in left_padding(lengths + step, ids.shape[1]))
-        logits = model(unread, mask=mask, positions=positions[:, -unread.shape[1]:], caches=caches)
-        unread = logits[:, -1].argmax(-1, keepdim=True)
-        ids = torch.cat([ids, unread], dim=1)
-    return ids
-
-
 def check_decode_arguments(q, k, v, lengths, capacity):
     """Raise ValueError, in one sentence, unless a query for each head and a cache fit together."""
     cuda.check_numbers(q=q, keys=k, values=v)
@@ -441,6 +658,27 @@ def paged_decode_attention_torch(q, k_pages, v_pages, block_table, lengths, scal
 
 
 @torch.no_grad()
+def generate_ragged(model, ids, lengths, n_new, caches):
+    """Greedily continue rows of different lengths: ids (batch, n), padded on the left; the last lengths[b] count.
+
+    caches: empty, one for each layer. Returns (batch, n + n_new). ValueError where a row has no token.
+    """
+    check_empty(model, caches)
+    check_prompt(ids)
+    check_sizes(0, n_new=n_new)
+    lengths = whole_numbers("lengths", lengths)
+    if lengths.shape != (len(ids),) or (lengths < 1).any():
+        raise ValueError(f"lengths must be ({len(ids)},), each at least 1, got {lengths.tolist()}")
+    unread = ids
+    for step in range(n_new):
+        mask, positions = (torch.from_numpy(a).to(ids.device) for a in left_padding(lengths + step, ids.shape[1]))
+        logits = model(unread, mask=mask, positions=positions[:, -unread.shape[1]:], caches=caches)
+        unread = logits[:, -1].argmax(-1, keepdim=True)
+        ids = torch.cat([ids, unread], dim=1)
+    return ids
+
+
+@torch.no_grad()
 def beam_search(model, ids, n_new, width, caches):
     """The `width` likeliest continuations found. ids (1, n); caches empty, for `width` rows.
 
@@ -465,18 +703,6 @@ def beam_search(model, ids, n_new, width, caches):
         unread = tokens[:, None]
         beams = torch.cat([beams[rows], unread], dim=1)
     return beams, totals
-
-
-def verify_draft(draft, logits):
-    """The tokens that greedy decoding would write: the draft as far as the model agrees, and one of the model's own.
-
-    draft integers (n_draft,); logits (n_draft + 1, vocab_size), row i after draft[:i]. Returns an integer array of
-    1 to n_draft + 1 tokens. Source: the greedy case of Leviathan et al. 2022 (arXiv 2211.17192).
-    """
-    own = logits.argmax(-1)
-    wrong = np.flatnonzero(own[:-1] != draft)
-    n_accepted = wrong[0] if len(wrong) else len(draft)
-    return own[:n_accepted + 1]
 
 
 @torch.no_grad()
@@ -569,21 +795,6 @@ class SinkKVCache:
         self.moved[self.n_sinks:] += 1
 
 
-def check_budget(weights, budget):
-    """Raise ValueError, in one sentence, unless weights are (..., n_queries, n_keys) and budget a count."""
-    if weights.ndim < 2 or weights.shape[-1] < weights.shape[-2]:
-        raise ValueError("weights must be (..., n_queries, n_keys) with n_keys >= n_queries, "
-                         f"got shape {weights.shape}")
-    if budget < 0:
-        raise ValueError(f"budget must be a number of keys, got {budget}")
-
-def mark_largest(scores, budget):
-    """Boolean, True at the `budget` largest scores of each row (..., n_keys); of equal ones the first."""
-    best = np.argsort(-scores, axis=-1, kind="stable")[..., :budget]
-    keep = np.zeros(scores.shape, dtype=bool)
-    np.put_along_axis(keep, best, True, axis=-1)
-    return keep
-
 def keep_window(weights, budget):
     """The `budget` most recent keys. weights (..., n_queries, n_keys); returns boolean (..., n_keys), True = kept."""
     check_budget(weights, budget)
@@ -602,22 +813,11 @@ def keep_random(weights, budget, seed=0):
     check_budget(weights, budget)
     return mark_largest(np.random.default_rng(seed).random(weights[..., 0, :].shape), budget)
 
-
-def keep_heavy(weights, budget, fair=False):
-    """Half heavy hitters, half recent keys. weights (..., n_queries, n_keys), causal; returns boolean (..., n_keys).
-
-    With fair, weights count relative to an even share, and a key's sum is divided by the queries that could see it.
-    Source: Zhang et al. 2023 (arXiv 2306.14048), decided once, at the end of the prompt.
-    """
+def random_with_sinks(weights, budget, seed=0, n_sinks=4):
+    """The first n_sinks keys and any others: the control of a policy that keeps the sink. Shapes as keep_window."""
     check_budget(weights, budget)
-    n_queries, n_keys = weights.shape[-2:]
-    scores = weights.sum(-2, dtype=float)
-    if fair:
-        visible = np.arange(n_keys - n_queries, n_keys) + 1
-        seen_by = np.minimum(n_queries, n_keys - np.arange(n_keys))
-        scores = (weights * visible[:, None]).sum(-2) / seen_by
-    recent = budget - budget // 2
-    scores[..., max(n_keys - recent, 0):] = np.inf
+    scores = np.random.default_rng(seed).random(weights[..., 0, :].shape)
+    scores[..., :n_sinks] = np.inf
     return mark_largest(scores, budget)
 
 
@@ -666,7 +866,6 @@ def round_to_levels(x, bits, per):
     step = (high - low) / (2**bits - 1)
     safe = np.where(step == 0, 1, step)
     return np.round((x - low) / safe) * step + low
-
 
 def quantize(x, bits, axis):
     """Round x to 2**bits levels between its minimum and maximum along `axis`. Returns codes, minimum and step.
@@ -752,108 +951,7 @@ class QuantizedKVCache:
         return tuple(found)
 
 
-def values_from_keys(k, w_k, w_v):
-    """Slim attention: the values x @ w_v of tokens whose keys, before RoPE, are k = x @ w_k. NumPy.
-
-    k (..., d_model), all heads side by side; w_k square, else ValueError; w_v (d_model, d_out). Exact as far as w_k is
-    well conditioned. Source: arXiv 2503.05840.
-    """
-    if w_k.shape[0] != w_k.shape[1]:
-        raise ValueError(f"w_k must be square to be inverted, got shape {w_k.shape}: grouped heads cannot be slim")
-    return k @ np.linalg.solve(w_k, w_v)
-
-
-WARP = r"""
-__device__ float warp_max(float x) {
-  for (int o = 16; o > 0; o /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, o));
-  return x;
-}
-__device__ float warp_sum(float x) {
-  for (int o = 16; o > 0; o /= 2) x += __shfl_xor_sync(0xffffffff, x, o);
-  return x;
-}
-"""
-
-
-MERGE_SPLITS = WARP + r"""
-__global__ void merge_splits(const float* outs, const double* lses, float* out, int n_splits, int d) {
-  extern __shared__ float share[];
-  size_t row = blockIdx.x;
-  int lane = threadIdx.x;
-  outs += row * n_splits * d, lses += row * n_splits, out += row * d;
-
-  // the share of each split
-  float top = -INFINITY, total = 0.0f;
-  for (int s = lane; s < n_splits; s += 32) top = fmaxf(top, lses[s]);
-  top = warp_max(top);
-  if (top == -INFINITY) top = 0.0f;                     // no keys at all: every share is exp(-inf) = 0
-  for (int s = lane; s < n_splits; s += 32) {
-    share[s] = expf(lses[s] - top);                     // subtracted in double, then rounded
-    total += share[s];
-  }
-  total = warp_sum(total);
-  if (total == 0.0f) total = 1.0f;
-  __syncwarp();                                         // all shares are there
-
-  // accumulate
-  for (int c = lane; c < d; c += 32) {
-    float sum = 0.0f;
-    for (int s = 0; s < n_splits; ++s)
-      if (share[s] != 0.0f) sum += share[s] * outs[(size_t)s * d + c];
-    out[c] = sum / total;
-  }
-}
-"""
-
-
-ATTEND_SPLIT = WARP + r"""
-#define SPLIT 128                                       // keys of a split
-template <typename Address>                             // address(j): where key j begins in k, and value j in v
-__device__ void attend_split(const float* q, const float* k, const float* v, float* out, double* lse,
-                             int length, int d, float scale, Address address) {
-  extern __shared__ float q_row[];                      // the query, then what is summed so far: d floats each
-  float *sum = q_row + d, maximum = -INFINITY, total = 0.0f;
-  int lane = threadIdx.x, begin = blockIdx.y * SPLIT, end = min(begin + SPLIT, length);
-  if (begin >= end) { if (lane == 0) *lse = -INFINITY; return; }            // no keys: the merge will not look at out
-
-  // load
-  for (int c = lane; c < d; c += 32) q_row[c] = scale * q[c], sum[c] = 0.0f;
-
-  for (int first = begin; first < end; first += 32) {
-    int n = min(32, end - first);
-    size_t mine = lane < n ? address(first + lane) : 0;         // each lane looks up one key
-    float score = -INFINITY;
-
-    // score: all lanes work on one key, lane t keeps the score of key t
-    for (int t = 0; t < n; ++t) {
-      const float* key = k + __shfl_sync(0xffffffff, mine, t);
-      float s = 0.0f;
-      for (int c = lane; c < d; c += 32) s += q_row[c] * key[c];
-      s = warp_sum(s);
-      if (lane == t) score = s;
-    }
-
-    // rescale
-    float larger = fmaxf(maximum, warp_max(score)), top = larger == -INFINITY ? 0.0f : larger;
-    float weight = expf(score - top), shrink = expf(maximum - top);
-    total = total * shrink + warp_sum(weight), maximum = larger;
-    for (int c = lane; c < d; c += 32) sum[c] *= shrink;
-    // accumulate
-    for (int t = 0; t < n; ++t) {
-      const float* value = v + __shfl_sync(0xffffffff, mine, t);
-      float w = __shfl_sync(0xffffffff, weight, t);
-      for (int c = lane; c < d; c += 32) sum[c] += w * value[c];
-    }
-  }
-
-  // write
-  for (int c = lane; c < d; c += 32) out[c] = sum[c] / (total == 0.0f ? 1.0f : total);
-  if (lane == 0) *lse = (double)maximum + logf(total);
-}
-"""
-
-
-DECODE_SPLIT = ATTEND_SPLIT + r"""
+DECODE_SPLIT = WARP + ATTEND_SPLIT + r"""
 __global__ void decode_split(const float* q, const float* k, const float* v, const int* lengths, float* outs,
                              double* lses, int capacity, int heads, int d, float scale) {
   size_t row = blockIdx.x, split = row * gridDim.y + blockIdx.y;            // (batch, heads) and their splits
@@ -862,9 +960,20 @@ __global__ void decode_split(const float* q, const float* k, const float* v, con
 }
 """
 
+PAGED_KERNEL = r"""
+__global__ void paged_split(const float* q, const float* k, const float* v, const int* lengths, float* outs,
+                            double* lses, const int* block_table, int columns, int page_size, int heads, int d,
+                            float scale) {
+  size_t row = blockIdx.x, split = row * gridDim.y + blockIdx.y;
+  int b = row / heads, h = row % heads;
+  attend_split(q + row * d, k, v, outs + split * d, lses + split, lengths[b], d, scale,
+               [=](int j) { return key_offset(block_table, columns, b, h, j, page_size, heads, d); });
+}
+"""
+PAGED_SPLIT = WARP + ATTEND_SPLIT + KEY_OFFSET + PAGED_KERNEL
+
 
 SPLIT = 128                                                 # keys of a split, as in ATTEND_SPLIT
-
 
 @functools.cache
 def merge_kernel():
@@ -875,6 +984,11 @@ def merge_kernel():
 def decode_kernel():
     """Compiled on first use."""
     return cuda.compile(DECODE_SPLIT)
+
+@functools.cache
+def paged_kernel():
+    """Compiled on first use."""
+    return cuda.compile(PAGED_SPLIT)
 
 def in_splits(kernel, q, k, v, lengths, scale, *where):
     """Run a kernel on all splits, then the merge. where: the arguments with which the kernel finds a key.
@@ -894,6 +1008,7 @@ def in_splits(kernel, q, k, v, lengths, scale, *where):
         merge_kernel().fast[rows, 32, 4 * n_splits](outs, lses, out, n_splits, d)
     return cuda.like(out, q)
 
+
 def decode_attention_cuda(q, k_cache, v_cache, lengths, scale=None):
     """decode_attention_numpy by two CUDA kernels, on splits of 128 keys. Same arguments, shapes and errors.
 
@@ -907,33 +1022,6 @@ def decode_attention_cuda(q, k_cache, v_cache, lengths, scale=None):
     check_decode_arguments(q, k_cache, v_cache, lengths, k_cache.shape[2])
     return in_splits(decode_kernel(), q, k_cache, v_cache, lengths, scale, k_cache.shape[2])
 
-
-KEY_OFFSET = r"""
-__device__ size_t key_offset(const int* block_table, int columns, int b, int h, int j,
-                             int page_size, int heads, int d) {
-  size_t page = block_table[(size_t)b * columns + j / page_size];
-  return ((page * page_size + j % page_size) * heads + h) * d;
-}
-"""
-
-
-PAGED_SPLIT = ATTEND_SPLIT + KEY_OFFSET + r"""
-__global__ void paged_split(const float* q, const float* k, const float* v, const int* lengths, float* outs,
-                            double* lses, const int* block_table, int columns, int page_size, int heads, int d,
-                            float scale) {
-  size_t row = blockIdx.x, split = row * gridDim.y + blockIdx.y;
-  int b = row / heads, h = row % heads;
-  attend_split(q + row * d, k, v, outs + split * d, lses + split, lengths[b], d, scale,
-               [=](int j) { return key_offset(block_table, columns, b, h, j, page_size, heads, d); });
-}
-"""
-
-
-@functools.cache
-def paged_kernel():
-    """Compiled on first use."""
-    return cuda.compile(PAGED_SPLIT)
-
 def paged_decode_attention_cuda(q, k_pages, v_pages, block_table, lengths, scale=None):
     """paged_decode_attention_numpy by two CUDA kernels: no page is copied. Same arguments, shapes and errors.
 
@@ -943,3 +1031,24 @@ def paged_decode_attention_cuda(q, k_pages, v_pages, block_table, lengths, scale
     table = whole_numbers("block_table", block_table).astype(np.int32)
     check_paged_arguments(q, k_pages, v_pages, table, lengths)
     return in_splits(paged_kernel(), q, k_pages, v_pages, lengths, scale, table, table.shape[1], k_pages.shape[1])
+
+
+def random_cache(lengths, heads, capacity, d, seed=5):
+    """q, k_cache, v_cache in float32, nan behind the end of each row, and the lengths as int32."""
+    rng = np.random.default_rng(seed)
+    q = rng.standard_normal((len(lengths), heads, d)).astype(np.float32)
+    k, v = (rng.standard_normal((len(lengths), heads, capacity, d)).astype(np.float32) for _ in range(2))
+    for b, n in enumerate(lengths):
+        k[b, :, n:], v[b, :, n:] = np.nan, np.nan
+    return q, k, v, np.array(lengths, np.int32)
+
+def cut_into_pages(cache, lengths, page_size, order):
+    """Pages (len(order), page_size, heads, d), nan where no token is, and a block table, in the given order of pages."""
+    pages = np.full((len(order), page_size, cache.shape[1], cache.shape[3]), np.nan, np.float32)
+    table, free = np.full((len(lengths), -(-max(lengths) // page_size)), -1, np.int32), iter(order)
+    for b, n in enumerate(lengths):
+        for column in range(-(-n // page_size)):
+            here = cache[b, :, column * page_size:min(n, (column + 1) * page_size)]
+            table[b, column] = next(free)
+            pages[table[b, column], :here.shape[1]] = here.swapaxes(0, 1)
+    return pages, table

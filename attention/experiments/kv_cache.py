@@ -1,13 +1,14 @@
 # Generated from solutions/05_kv_cache.py by `python course.py build`. Edit that file, not this one.
 """Lecture 05 · KV cache: what it trains for itself alone."""
 
-import copy
+import math
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from attention.multi_head import TransformerConfig, TransformerLM, record
+from attention.kv_cache import evict, new_caches
+from attention.multi_head import TransformerConfig, TransformerLM, masked_softmax, record
 from attention.rotary import Rotary
 from utils import training
 
@@ -16,11 +17,28 @@ __all__ = [
     "is_trigger",
     "train_copier",
     "look_at_sink",
-    "Facts",
-    "facts_and_questions",
-    "train_clerk",
-    "plant_outliers",
+    "sink_and_stream",
+    "loss_with_entry",
+    "passkey",
+    "read_and_choose",
+    "loss_after",
+    "look_up",
+    "schedule",
 ]
+
+
+def schedule(prompt, chunk, n_weights=8.03e9):
+    """(start, end) in milliseconds of Ben's pieces of a prompt and of Anna's tokens, on an H100; two bytes a weight."""
+    a_step = 2e3 * n_weights / 3.35e12  # all weights are read
+    clock, anna, ben = 0.0, [], []
+    for piece in [0] * 4 + [chunk] * (prompt // chunk) + [0] * 4:
+        end = clock + max(a_step, 2e3 * n_weights * piece / 989e12)  # or multiplied with each token
+        if piece:
+            ben.append((clock, end))
+        if piece < prompt:
+            anna.append((clock, end))
+        clock = end
+    return {"Ben's prompt": ben, "Anna's tokens": anna}
 
 
 N_TOKENS, N_TRIGGERS = 33, 4                       # token 0 begins a text, tokens 1 to 4 are triggers
@@ -86,49 +104,89 @@ def look_at_sink(model, make_cache=None):
     }
 
 
-N_NAMES, N_NUMBERS = 32, 16
+@torch.no_grad()
+def sink_and_stream(model, ids, layer=11, first=64):
+    """What a language model does with token 0 of ids (1, n). Returns three tensors.
 
-class Facts(torch.nn.Module):
-    """Embeds tokens (N_NUMBERS + 1) * name + number, with number 0 for a question, as name plus number."""
-
-    def __init__(self, d_model):
-        super().__init__()
-        self.names, self.numbers = torch.nn.Embedding(N_NAMES, d_model), torch.nn.Embedding(N_NUMBERS + 1, d_model)
-
-    def forward(self, ids):
-        return self.names(ids // (N_NUMBERS + 1)) + self.numbers(ids % (N_NUMBERS + 1))
-
-def facts_and_questions(rng, asked):
-    """All names in any order with a number each, then the names asked (batch, n). Returns ids and answers, tensors."""
-    names = rng.permuted(np.tile(np.arange(N_NAMES), (len(asked), 1)), axis=1)
-    numbers = rng.integers(N_NUMBERS, size=(len(asked), N_NAMES))                  # by name
-    facts = names * (N_NUMBERS + 1) + 1 + np.take_along_axis(numbers, names, axis=1)
-    ids = np.concatenate([facts, asked * (N_NUMBERS + 1)], axis=1)
-    return torch.from_numpy(ids), torch.from_numpy(np.take_along_axis(numbers, asked, axis=1))
-
-def train_clerk(seed, steps=120):
-    """A model that answers facts_and_questions: one layer, one head, no positions."""
-    model = TransformerLM(TransformerConfig(N_NAMES * (N_NUMBERS + 1), 32, 1, 1, 0))
-    model.embedding = Facts(32)
-    rng = np.random.default_rng(seed)
-    batches = (facts_and_questions(rng, rng.integers(N_NAMES, size=(32, 16))) for _ in range(steps))
-
-    def loss(model, batch):
-        return F.cross_entropy(model(batch[0])[:, N_NAMES:, :N_NUMBERS].mT, batch[1])
-
-    training.fit(training.initialise(model.double(), seed), batches, loss, steps, lr=1e-2)
-    return model
-
-
-def plant_outliers(model, factor=20.0):
-    """A copy of a TransformerLM with Rotary that computes the same, with keys of a few large channels.
-
-    In each head the last pair of channels is `factor` times as large in the keys, and as much smaller in the queries.
+    Its weight in each head, mean over the queries from `first` on (layers, heads); the length of its value over the mean of the
+    others' (layers, key heads); and the sizes of the numbers after a layer (n, d_model).
     """
-    other, half = copy.deepcopy(model), model.config.d_head // 2
-    columns = [head * 2 * half + i for head in range(model.config.n_heads) for i in (half - 1, 2 * half - 1)]
-    with torch.no_grad():
-        for block in other.blocks:
-            block.attention.w_k[:, columns] *= factor
-            block.attention.w_q[:, columns] /= factor
-    return other
+    on_first, streams, caches = [], [], model.new_caches()
+
+    def watch(q, k, v, causal):
+        weights = masked_softmax(q @ k.mT / math.sqrt(q.shape[-1]), causal=True)
+        on_first.append(weights[0, :, first:, 0].mean(-1))
+        return weights @ v
+
+    hook = model.blocks[layer].register_forward_hook(lambda block, given, stream: streams.append(stream[0].abs()))
+    try:
+        model.replace(attention=watch).hidden(ids, caches=caches)
+    finally:
+        hook.remove()
+    norms = torch.stack([cache.v[0].norm(dim=-1) for cache in caches])
+    return torch.stack(on_first), norms[..., 0] / norms[..., 1:].mean(-1), streams[0]
+
+def loss_with_entry(model, ids, entry, value, layer=11):
+    """The loss of a language model on ids (1, n) where after a layer one number of token 0 is set to a value."""
+    def change(block, given, stream):
+        stream = stream.clone()
+        stream[0, 0, entry] = value
+        return stream
+
+    hook = model.blocks[layer].register_forward_hook(change)
+    try:
+        return float(model.losses(ids).mean())
+    finally:
+        hook.remove()
+
+
+def passkey(model, prose, key, depth):
+    """A pass key (a string of digits with a space in front) in prose, ids (1, n), and the question for it at the end.
+
+    depth: where, as a share. Returns ids (1, n) without the last token, and that token with the key's, (1, n_key + 1).
+    """
+    ids = prose[0].tolist()
+    at = int(depth * len(ids))
+    ids[at:at] = model.encode(f" The pass key is{key}. Remember it:{key} is the pass key.")[0].tolist()
+    ids += model.encode(" What is the pass key? The pass key is")[0].tolist()
+    return torch.tensor([ids[:-1]]), torch.tensor([ids[-1:] + model.encode(key)[0].tolist()])
+
+@torch.no_grad()
+def read_and_choose(model, ids, choices):
+    """Read ids (1, n) and let policies choose. choices: {name: (policy, budget)}, asked for each layer and key head.
+
+    Returns full KVCaches, and {name: [boolean (1, n_kv_heads, n) of each layer]}. The weights of a key head are the mean over
+    its query heads.
+    """
+    caches, kept = new_caches(model, 1, ids.shape[1]), {name: [] for name in choices}
+    n_kv_heads = model.config.n_kv_heads
+
+    def watch(q, k, v, causal):
+        weights = masked_softmax(q @ k.mT / math.sqrt(q.shape[-1]), causal=True)
+        of_group = weights.unflatten(1, (n_kv_heads, -1)).mean(2).numpy()
+        for name, (policy, budget) in choices.items():
+            kept[name].append(policy(of_group, budget))
+        return weights @ v
+
+    model.replace(attention=watch).hidden(ids, caches=caches)
+    return caches, kept
+
+def loss_after(model, caches, kept, ids, gap=0):
+    """The loss of all tokens of ids (1, n) but the first, after full KVCaches of which each keeps what `kept` says.
+
+    kept: as read_and_choose gives it; None keeps all. Positions go on where the text ended, and `gap` further.
+    """
+    end, n_new = caches[0].length, ids.shape[1]
+    everything = np.ones((1, caches[0].k.shape[1], end), dtype=bool)
+    smaller = [evict(cache, everything if kept is None else kept[i], n_new) for i, cache in enumerate(caches)]
+    return float(model.losses(ids, caches=smaller, positions=end + gap + torch.arange(n_new)).mean())
+
+
+def look_up(ids, n_draft=8, longest=3):
+    """Guess what follows ids (1, n): what followed its last tokens where they last stood before. Returns a list."""
+    tokens = ids[0].tolist()
+    for n in range(longest, 0, -1):
+        for at in range(len(tokens) - n - 1, -1, -1):
+            if tokens[at:at + n] == tokens[-n:]:
+                return tokens[at + n:at + n + n_draft]
+    return []

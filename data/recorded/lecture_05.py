@@ -1,29 +1,20 @@
-"""Records what lecture 05 quotes: tokens a second on one machine, and from three seeds attention sinks and a quantised
-cache with and without outliers.
+"""Records what lecture 05 quotes: tokens a second of SmolLM2 and of a small model, and attention sinks from three seeds.
 
-    python -m data.recorded.lecture_05            # about three minutes; writes data/recorded/lecture_05.json
+python -m data.recorded.lecture_05            # about three minutes; writes data/recorded/lecture_05.json
 """
 
 import json
 import time
 
 import torch
-from torch.nn import functional as F
 
-from attention.experiments.kv_cache import look_at_sink, plant_outliers, train_copier
-from attention.kv_cache import (
-    KVCache,
-    LearnedSink,
-    NullKey,
-    QuantizedKVCache,
-    new_caches,
-)
-from attention.multi_head import TransformerConfig, TransformerLM
+from attention.experiments.kv_cache import look_at_sink, train_copier
+from attention.kv_cache import LearnedSink, NullKey, new_caches
+from attention.multi_head import TransformerConfig, TransformerLM, masked_softmax
 from attention.rotary import Rotary
-from utils import data, training
+from utils import data, language_model, training
 
 SEEDS = range(3)
-BITS, KEY_AXES = (8, 4, 2), ("token", "channel")
 
 
 def sinks():
@@ -39,60 +30,25 @@ def sinks():
     }
 
 
-def train_reader(seed, corpus, n_characters):
-    """The character model of lecture 05, trained on windows of 128 characters."""
-    model = TransformerLM(TransformerConfig(n_characters, 64, 4, 2, 128), positions=Rotary(16)).double()
-    batches = training.windows(corpus, 128, 12, seed)
-    training.fit(training.initialise(model, seed), batches, training.next_token_loss, 250, lr=6e-3)
-    return model
+def least(run, turns):
+    """The least processor time of some turns, in seconds."""
+    times = []
+    for _ in range(turns):
+        start = time.process_time()
+        run()
+        times.append(time.process_time() - start)
+    return min(times)
 
 
 @torch.no_grad()
-def extra_losses(model, pages):
-    """Loss over that of an exact cache, in nats, {bits: {key_axis: number}}, on the second half of each page."""
+def tokens_a_second(model, lengths, turns):
+    """Tokens a second when n are there, {"n": [...], "with a cache": [...], "without a cache": [...]}.
 
-    def loss(make_cache):
-        caches = [make_cache() for _ in model.blocks]
-        logits = torch.cat([model(ids, caches=caches) for ids in pages[:, :-1].split(32, dim=1)], dim=1)
-        return F.cross_entropy(logits[:, 64:].mT, pages[:, 65:]).item()
-
-    exact = loss(lambda: KVCache(len(pages), model.config.n_heads, 128, model.config.d_head))
-    return {bits: {axis: loss(lambda: QuantizedKVCache(bits, 32, axis)) - exact for axis in KEY_AXES} for bits in BITS}
-
-
-def quantised():
-    """Extra loss of a character model with a quantised cache, as trained and with outliers planted, for each seed."""
-    alphabet, corpus, held_out = data.characters()
-    starts = torch.linspace(0, len(held_out) - 130, 48).long()
-    pages = held_out[starts[:, None] + torch.arange(129)]
-    readers = [train_reader(seed, corpus, len(alphabet)) for seed in SEEDS]
-    return [
-        {"usual": extra_losses(reader, pages), "planted": extra_losses(plant_outliers(reader), pages)}
-        for reader in readers
-    ]
-
-
-@torch.no_grad()
-def tokens_a_second():
-    """Tokens a second when n are there, with and without a cache, {"n": [...], "cache": [...], "no cache": [...]}.
-
-    The model of lecture 05, untrained; one thread, processor time, the least of many turns.
+    One thread, processor time, the least of some turns: (with, without).
     """
-    model = training.initialise(TransformerLM(TransformerConfig(103, 64, 4, 2, 128), positions=Rotary(16)).double(), 0)
-    ids, found = (
-        torch.zeros(1, 2049, dtype=torch.long),
-        {"n": [64, 128, 256, 512, 1024, 2048], "cache": [], "no cache": []},
-    )
-
-    def least(run, turns):
-        times = []
-        for _ in range(turns):
-            start = time.process_time()
-            run()
-            times.append(time.process_time() - start)
-        return min(times)
-
-    for n in found["n"]:
+    ids = torch.arange(max(lengths) + 1)[None] % model.config.vocab_size
+    found = {"n": list(lengths), "with a cache": [], "without a cache": []}
+    for n in lengths:
         caches = new_caches(model, 1, n + 1)
         model(ids[:, :n], caches=caches)
 
@@ -101,33 +57,48 @@ def tokens_a_second():
             for cache in caches:
                 cache.rewind(n)
 
-        found["cache"].append(1 / least(one_token, 200))
-        found["no cache"].append(1 / least(lambda: model(ids[:, : n + 1]), 20))
+        found["with a cache"].append(1 / least(one_token, turns[0]))
+        found["without a cache"].append(1 / least(lambda: model(ids[:, : n + 1]), turns[1]))
     return found
+
+
+@torch.no_grad()
+def softmax_share(model, n=2048):
+    """Which share of a forward pass on n tokens is the mask and the softmax, made once more alone."""
+    config = model.config
+    scores = torch.zeros(1, config.n_heads, n, n, dtype=torch.float64)
+
+    def mask_and_softmax():
+        for _ in range(config.n_layers):
+            masked_softmax(scores, causal=True)
+
+    whole = least(lambda: model(torch.zeros(1, n, dtype=torch.long)), 5)
+    return least(mask_and_softmax, 5) / whole
 
 
 def rounded(value):
     if isinstance(value, float):
         return round(value, 4)
-    if isinstance(value, int):
-        return value
     if isinstance(value, dict):
         return {key: rounded(part) for key, part in value.items()}
-    return [rounded(part) for part in value]
+    return [rounded(part) for part in value] if isinstance(value, list) else value
 
 
 def main():
     torch.set_num_threads(1)
+    small = TransformerLM(TransformerConfig(103, 64, 4, 2, 128), positions=Rotary(16)).double()
+    small = training.initialise(small, 0)
     record = {
         "made_by": "python -m data.recorded.lecture_05",
-        "tokens_a_second": tokens_a_second(),
+        "tokens_a_second": tokens_a_second(
+            language_model.load().replace(last_only=True), (16, 32, 64, 128, 256, 512, 1024), (12, 3)
+        ),
+        "small_model": tokens_a_second(small, (128, 256, 512, 1024, 2048), (100, 8))
+        | {"softmax_share": softmax_share(small)},
         "sinks": sinks(),
-        "quantised": quantised(),
     }
-    record = {key: value if isinstance(value, str) else rounded(value) for key, value in record.items()}
     path = data.FOLDER / "recorded" / "lecture_05.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(json.dumps(rounded(record), indent=1) + "\n")
 
 
 if __name__ == "__main__":

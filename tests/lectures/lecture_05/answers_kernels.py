@@ -9,7 +9,7 @@ def change(source, *pairs):
     return source
 
 
-# --- 5.7 -------------------------------------------------------------------------------------------------------------
+# --- 5H --------------------------------------------------------------------------------------------------------------
 
 MERGE_HEAD = r"""
 __device__ float warp_max(float x) {
@@ -107,7 +107,7 @@ FIRST_ROUND_DECIDES = change(
     ),
 )
 
-# --- 5.8 -------------------------------------------------------------------------------------------------------------
+# --- 5E --------------------------------------------------------------------------------------------------------------
 
 OFFSET_HEAD = r"""
 __device__ size_t key_offset(const int* block_table, int columns, int b, int h, int j,
@@ -170,9 +170,9 @@ CAST_TOO_LATE = change(
     ),
 )
 
-RIGHT = {"5.7": [NORMALISED_FIRST, ONLINE], "5.8": [BY_TOKENS, BY_SUBTRACTION]}
+RIGHT = {"5H": [NORMALISED_FIRST, ONLINE], "5E": [BY_TOKENS, BY_SUBTRACTION]}
 WRONG = {
-    "5.7": [
+    "5H": [
         (AVERAGED, "not one in n_splits"),
         (NOT_DIVIDED, "and not undivided"),
         (RESULT_UNUSED, "Use what warp_max and warp_sum return"),
@@ -194,7 +194,7 @@ WRONG = {
         (LANE_A_SPLIT, "Lane l reads columns l, l + 32"),
         (READ_THEN_ASKED, "before you read outs[s * d + c]"),
     ],
-    "5.8": [
+    "5E": [
         (NO_TABLE, "the page is what stands there"),
         (FIRST_LINE, "The line of row b begins at b * columns"),
         (LINE_OF_PAGES, "The line of row b begins at b * columns"),

@@ -1,22 +1,18 @@
-"""The exercises of lecture 05 about what a cache may forget: heavy hitters, and quantisation by channel or by token.
-
-The oracles go through one row, one key, one number at a time.
-"""
+"""Lecture 05: heavy hitters. The oracle goes through one row and one key at a time."""
 
 from functools import partial
 
 import numpy as np
 
 from utils.judge.function import exercise
-from utils.judge.result import Failed
 
 MODULE = "kv_cache"
 
 
-# --- 5.5 -------------------------------------------------------------------------------------------------------------
+# --- 5G --------------------------------------------------------------------------------------------------------------
 
 
-@exercise("5.5", MODULE)
+@exercise("5G", MODULE, formerly="5.5", importance="extra")
 def keep_heavy(weights, budget, fair=False):
     n_queries, n_keys = weights.shape[-2:]
     keep = np.zeros((*weights.shape[:-2], n_keys), dtype=bool)
@@ -55,12 +51,18 @@ SMALL = np.array(
 )
 
 
-@keep_heavy.property("7 keys, a budget of 2: the last one and the one looked at most")
+@keep_heavy.property(
+    "7 keys, a budget of 2: the last one and the one looked at most",
+    hint="Which axis of the weights belongs to the keys, and what is summed along the other?",
+)
 def _(ask, rng):
     ask(SMALL, 2)
 
 
-@keep_heavy.property("half recent, half heavy hitters")
+@keep_heavy.property(
+    "half recent, half heavy hitters",
+    hint="How many of the budget are recent keys, and where do these stand?",
+)
 def _(ask, rng):
     ask(causal(rng, 12, 12), 6)
     ask(causal(rng, 20, 20), 8)
@@ -74,30 +76,45 @@ def _(ask, rng):
     ask(weights, 4)
 
 
-@keep_heavy.property("an odd budget: one more recent key than heavy hitters")
+@keep_heavy.property(
+    "an odd budget: one more recent key than heavy hitters",
+    hint="What is 5 // 2, and who gets the rest?",
+)
 def _(ask, rng):
     ask(causal(rng, 12, 12), 5)
     ask(causal(rng, 9, 9), 1)
 
 
-@keep_heavy.property("budgets of 0, of all keys, and of more")
+@keep_heavy.property(
+    "budgets of 0, of all keys, and of more",
+    hint="What does your slice of recent keys do when the budget is 0, or larger than n_keys?",
+)
 def _(ask, rng):
     for budget in (0, 7, 10, 20):
         ask(causal(rng, 7, 7), budget)
 
 
-@keep_heavy.property("each row of the leading axes by itself")
+@keep_heavy.property(
+    "each row of the leading axes by itself",
+    hint="Which axes are reduced, and which stay?",
+)
 def _(ask, rng):
     ask(causal(rng, 2, 3, 8, 8), 4)
 
 
-@keep_heavy.property("fair: relative to an even share, per query that could see the key")
+@keep_heavy.property(
+    "fair: relative to an even share, per query that could see the key",
+    hint="By what is a weight multiplied, and by what is a column's sum divided?",
+)
 def _(ask, rng):
     for _ in range(4):
         ask(causal(rng, 24, 24, spread=0.5), 14, fair=True)  # nearly even: the age of a key matters
 
 
-@keep_heavy.property("fewer queries than keys: the last query sees all keys")
+@keep_heavy.property(
+    "fewer queries than keys: the last query sees all keys",
+    hint="How many keys does the first query see when there are 5 queries and 14 keys?",
+)
 def _(ask, rng):
     for _ in range(4):
         ask(causal(rng, 5, 14), 6, fair=True)
@@ -206,153 +223,3 @@ for message, change in {
 def _(weights, budget, fair=False):
     together = weights.mean(tuple(range(weights.ndim - 2)))
     return np.broadcast_to(usual_heavy(together, budget, fair), weights[..., 0, :].shape)
-
-
-# --- 5.6 -------------------------------------------------------------------------------------------------------------
-
-
-@exercise("5.6", MODULE)
-def round_to_levels(x, bits, per):
-    groups = np.moveaxis(x, -2, -1) if per == "channel" else x
-    out = np.empty(groups.shape)
-    for place in np.ndindex(*groups.shape[:-1]):
-        group = groups[place].astype(np.float64)
-        levels = np.linspace(group.min(), group.max(), 2**bits)
-        for i, number in enumerate(group):
-            out[place][i] = levels[np.abs(levels - number).argmin()]
-    return np.moveaxis(out, -1, -2) if per == "channel" else out
-
-
-@round_to_levels.property("3 tokens, 1 bit: the smallest and the largest of each")
-def _(ask, rng):
-    ask(np.array([[1.0, 2.0, 4.0, 5.0], [0.0, 1.0, 5.0, 7.0], [2.0, 3.0, 3.0, 8.0]]), 1, "token")
-
-
-@round_to_levels.property("per token, 2 and 4 bits")
-def _(ask, rng):
-    ask(rng.normal(size=(3, 8)), 2, "token")
-    ask(rng.normal(size=(5, 16)), 4, "token")
-
-
-@round_to_levels.property("per channel")
-def _(ask, rng):
-    ask(rng.normal(size=(8, 3)), 2, "channel")
-    ask(rng.normal(size=(16, 5)), 4, "channel")
-
-
-@round_to_levels.property("8 bits: 256 levels")
-def _(ask, rng):
-    ask(rng.normal(size=(4, 6)), 8, "token")
-
-
-@round_to_levels.property("groups that lie far from 0, and all below 0")
-def _(ask, rng):
-    ask(100 + rng.normal(size=(6, 4)), 2, "channel")
-    ask(-5 - rng.random(size=(4, 6)), 3, "token")
-
-
-@round_to_levels.property("a group of equal numbers stays as it is")
-def _(ask, rng):
-    x = rng.normal(size=(4, 5))
-    x[:, 2] = 0.7
-    ask(x, 2, "channel")
-    ask(np.zeros((2, 3)), 4, "token")
-
-
-@round_to_levels.property("leading axes: each channel or token of each head by itself")
-def _(ask, rng):
-    for per in ("channel", "token"):
-        ask(rng.normal(size=(2, 3, 6, 4)) * np.arange(1, 4)[:, None, None], 2, per)
-
-
-@round_to_levels.property(
-    "all at once: leading axes, one of them 1, groups of very different size, far from 0, an equal one",
-    hint="Do the groups of one head disturb those of another?",
-)
-def _(ask, rng):
-    for per in ("channel", "token"):
-        x = rng.normal(size=(2, 1, 7, 4)) * np.array([1e-3, 1.0, 1e3, 1.0]) + np.array([0.0, 1e4, -5.0, 0.1])
-        x[1, :, :, 3] = 0.7
-        ask(x, 3, per)
-        ask(np.swapaxes(x, -1, -2), 3, per)
-        ask(x[:, :, :1], 2, per)
-
-
-@round_to_levels.property('another `per` is a ValueError: "channel" or "token"')
-def _(ask, rng):
-    try:
-        ask.run(np.ones((2, 2)), 2, "head")
-    except Failed as failed:
-        if "ValueError" in f"{failed} {failed.details}":
-            return
-        raise
-    raise Failed('returned a result for per="head", expected a ValueError')
-
-
-def both(bits):
-    return 2**bits - 1
-
-
-def usual_levels(
-    x,
-    bits,
-    per,
-    *,
-    axes={"channel": -2, "token": -1},
-    steps=both,
-    symmetric=False,
-    whole=False,
-    guard=True,
-    rounding=np.round,
-    lift=True,
-):
-    """Rounding to levels in the usual way. The mistakes differ in what follows the `*`; as it stands, it is right."""
-    if per not in axes:
-        raise ValueError(f"per must be one of {', '.join(axes)}, got {per}")
-    axis = None if whole else axes[per]
-    low, high = x.min(axis, keepdims=True), x.max(axis, keepdims=True)
-    if symmetric:
-        low, high = -np.abs(x).max(axis, keepdims=True), np.abs(x).max(axis, keepdims=True)
-    step = (high - low) / steps(bits)
-    codes = rounding((x - low) / (np.where(step == 0, 1, step) if guard else step))
-    return codes * step + low if lift else codes * step
-
-
-for message, change in {
-    "Channels and tokens are mixed up: a channel is a column, its numbers run along the axis -2.": {
-        "axes": {"channel": -1, "token": -2}
-    },
-    "Between 2^b levels there are 2^b - 1 steps, not 2^b.": {"steps": lambda bits: 2**bits},
-    "The levels lie between -m and m, with m the largest size: here they lie between the smallest and the largest.": {
-        "symmetric": True
-    },
-    "One minimum and one step for the whole array: each channel or token has its own.": {"whole": True},
-    "All numbers of a group are equal: the step is 0, and 0/0 is nan.": {"guard": False},
-    "This rounds down to the next level: take the nearest.": {"rounding": np.floor},
-    "The minimum is missing: add it again after the steps were counted.": {"lift": False},
-    "Nothing was rounded: round (x - minimum) / step.": {"rounding": lambda x: x},
-}.items():
-    round_to_levels.mistake(message)(partial(usual_levels, **change))
-
-
-@round_to_levels.mistake("These are the codes, 0 to 2^b - 1: turn them back into numbers.")
-def _(x, bits, per):
-    axis = -2 if per == "channel" else -1
-    low, high = x.min(axis, keepdims=True), x.max(axis, keepdims=True)
-    step = (high - low) / (2**bits - 1)
-    return np.round((x - low) / np.where(step == 0, 1, step))
-
-
-@round_to_levels.mistake(
-    "The axes are counted from the front: with leading axes channels run along -2, tokens along -1."
-)
-def _(x, bits, per):
-    return usual_levels(x, bits, per, axes={"channel": 0, "token": 1})
-
-
-@round_to_levels.mistake("The heads of a batch share a group: only one axis is grouped.")
-def _(x, bits, per):
-    axis = tuple(i for i in range(x.ndim) if i != (x.ndim - 1 if per == "channel" else x.ndim - 2))
-    low, high = x.min(axis, keepdims=True), x.max(axis, keepdims=True)
-    step = (high - low) / (2**bits - 1)
-    return np.round((x - low) / np.where(step == 0, 1, step)) * step + low

@@ -20,13 +20,15 @@ MODULE = "kv_cache"
 WARP = 32
 OUTS, LSES, OUT = range(3)  # which of the arrays
 
-# --- 5.7 -------------------------------------------------------------------------------------------------------------
+# --- 5H -------------------------------------------------------------------------------------------------------------
 
 EVERY_LANE = "warp_max and warp_sum need all 32 lanes: call them after the loops, outside of every if."
 merge_splits = KernelExercise(
-    "5.7",
+    "5H",
     "MERGE_SPLITS",
     MODULE,
+    formerly="5.7",
+    importance="extra",
     fault_hints={
         "shuffle": EVERY_LANE,
         "deadlock": EVERY_LANE,
@@ -166,12 +168,14 @@ def _(source, rng):
         raise Failed(f"{read:,} bytes of outs were read, where {enough:,} would do")
 
 
-# --- 5.8 -------------------------------------------------------------------------------------------------------------
+# --- 5E -------------------------------------------------------------------------------------------------------------
 
 key_offset = KernelExercise(
-    "5.8",
+    "5E",
     "KEY_OFFSET",
     MODULE,
+    formerly="5.8",
+    importance="useful",
     fault_hints={
         "out of bounds": "block_table has batch * columns entries; that of token j in row b is number "
         "b * columns + j / page_size.",

@@ -1,4 +1,4 @@
-"""Lecture 05: left padding, and the verification of a draft. The oracles go one token at a time."""
+"""Lecture 05: the verification of a draft. The oracle goes one token at a time."""
 
 import numpy as np
 
@@ -8,92 +8,10 @@ from utils.judge.function import exercise
 MODULE = "kv_cache"
 
 
-# --- 5.3 -------------------------------------------------------------------------------------------------------------
+# --- 5F --------------------------------------------------------------------------------------------------------------
 
 
-@exercise("5.3", MODULE, returns=("mask", "positions"))
-def left_padding(lengths, n_keys):
-    mask = np.zeros((len(lengths), 1, 1, n_keys), dtype=bool)
-    positions = np.zeros((len(lengths), n_keys), dtype=int)
-    for row, length in enumerate(lengths):
-        for position in range(int(length)):
-            column = n_keys - int(length) + position
-            mask[row, 0, 0, column], positions[row, column] = True, position
-    return mask, positions
-
-
-@left_padding.property("the last lengths[b] columns are tokens, numbered from 0")
-def _(ask, rng):
-    ask(np.array([2]), 4)
-    ask(np.array([3, 1]), 5)
-
-
-@left_padding.property("a row without padding: all columns, 0 to n_keys - 1")
-def _(ask, rng):
-    ask(np.array([4, 2]), 4)
-
-
-@left_padding.property("an empty row: nothing may be seen, positions 0")
-def _(ask, rng):
-    ask(np.array([0, 2]), 3)
-
-
-@left_padding.property("more columns than the longest row")
-def _(ask, rng):
-    ask(np.array([2, 5, 1]), 9)
-
-
-@left_padding.property("positions are integers that an embedding could take: none is negative")
-def _(ask, rng):
-    ask(np.array([1, 6]), 6)
-
-
-def padding_with(mask=None, positions=None):
-    def answer(lengths, n_keys):
-        right = left_padding.oracle(lengths, n_keys)
-        made = [
-            part if make is None else make(np.asarray(lengths), n_keys) for make, part in zip((mask, positions), right)
-        ]
-        return made[0], made[1]
-
-    return answer
-
-
-def columns(lengths, n_keys):
-    return np.broadcast_to(np.arange(n_keys), (len(lengths), n_keys))
-
-
-for message, answer in {
-    "Positions count the padding: a row's first token has position 0.": padding_with(positions=columns),
-    "Padding has negative positions: clip them at 0.": padding_with(
-        positions=lambda lengths, n: columns(lengths, n) - (n - lengths[:, None])
-    ),
-    "Positions count from 1: cumsum of the mask, minus 1.": padding_with(
-        positions=lambda lengths, n: (columns(lengths, n) - (n - lengths[:, None]) + 1).clip(0)
-    ),
-    "The mask is the wrong way round: True is where a token stands.": padding_with(
-        mask=lambda lengths, n: ~left_padding.oracle(lengths, n)[0]
-    ),
-    "The mask is (batch, n_keys): give it the axes of heads and queries, (batch, 1, 1, n_keys).": padding_with(
-        mask=lambda lengths, n: left_padding.oracle(lengths, n)[0][:, 0, 0]
-    ),
-    "The mask is off by one column: row b has n_keys - lengths[b] columns of padding.": padding_with(
-        mask=lambda lengths, n: (columns(lengths, n) > n - lengths[:, None])[:, None, None, :]
-    ),
-}.items():
-    left_padding.mistake(message)(answer)
-
-
-@left_padding.mistake("The padding is on the right: here the tokens stand in the last columns.")
-def _(lengths, n_keys):
-    inside = columns(lengths, n_keys) < np.asarray(lengths)[:, None]
-    return inside[:, None, None, :], columns(lengths, n_keys) * inside
-
-
-# --- 5.4 -------------------------------------------------------------------------------------------------------------
-
-
-@exercise("5.4", MODULE)
+@exercise("5F", MODULE, formerly="5.4", importance="useful")
 def verify_draft(draft, logits):
     written = []
     for place in range(len(draft) + 1):
@@ -110,33 +28,51 @@ def logits_that_say(rng, tokens, vocab_size=6):
     return logits
 
 
-@verify_draft.property("a wrong first guess: the model's own token alone")
+@verify_draft.property(
+    "a wrong first guess: the model's own token alone",
+    hint="What does row 0 of the logits say, whatever the draft is?",
+)
 def _(ask, rng):
     ask(np.array([2, 3]), logits_that_say(rng, [4, 3, 1]))
 
 
-@verify_draft.property("the draft is kept as far as the model agrees, then comes the model's own token")
+@verify_draft.property(
+    "the draft is kept as far as the model agrees, then comes the model's own token",
+    hint="Where does the draft first differ from what the model says, and what is written there?",
+)
 def _(ask, rng):
     ask(np.array([2, 3, 5, 0]), logits_that_say(rng, [2, 3, 1, 4, 5]))
 
 
-@verify_draft.property("a match behind the first mismatch means nothing")
+@verify_draft.property(
+    "a match behind the first mismatch means nothing",
+    hint="What had the model read when it said the tokens after the first wrong guess?",
+)
 def _(ask, rng):
     ask(np.array([2, 3, 5, 0]), logits_that_say(rng, [2, 4, 5, 0, 1]))
     ask(np.array([1, 1, 1]), logits_that_say(rng, [0, 1, 1, 1]))
 
 
-@verify_draft.property("all right: the whole draft and one token more")
+@verify_draft.property(
+    "all right: the whole draft and one token more",
+    hint="What does the last row of the logits say?",
+)
 def _(ask, rng):
     ask(np.array([2, 3, 5]), logits_that_say(rng, [2, 3, 5, 4]))
 
 
-@verify_draft.property("no guesses: one token, as in plain decoding")
+@verify_draft.property(
+    "no guesses: one token, as in plain decoding",
+    hint="What does your code do with an empty draft?",
+)
 def _(ask, rng):
     ask(np.array([], dtype=int), logits_that_say(rng, [3]))
 
 
-@verify_draft.property("thirty random drafts")
+@verify_draft.property(
+    "thirty random drafts",
+    hint="Try a draft of three by hand: right, wrong, right.",
+)
 def _(ask, rng):
     for _ in range(30):
         tokens = rng.integers(3, size=6)

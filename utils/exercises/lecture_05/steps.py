@@ -1,4 +1,4 @@
-"""Lecture 05: a step with a cache, and its operations. The oracles go one token at a time."""
+"""Lecture 05: a step with a cache. The oracle goes one token at a time."""
 
 import math
 
@@ -10,7 +10,7 @@ from utils.judge.function import exercise
 MODULE = "kv_cache"
 
 
-# --- 5.1 -------------------------------------------------------------------------------------------------------------
+# --- 5A --------------------------------------------------------------------------------------------------------------
 
 
 def weighted(query, keys, values, scale):
@@ -31,7 +31,7 @@ def step_with(x, keys, values, w_q, w_k, w_v, *, sees=lambda i, n_old: n_old + i
     return out, keys, values
 
 
-@exercise("5.1", MODULE, returns=("out", "keys", "values"))
+@exercise("5A", MODULE, returns=("out", "keys", "values"), formerly="5.1", importance="essential")
 def cached_step(x, keys, values, w_q, w_k, w_v):
     return step_with(x, keys, values, w_q, w_k, w_v)
 
@@ -41,32 +41,47 @@ def step_input(rng, n_new, n_old, d_model=3, d_head=2, d_v=4):
     return [draw(rng, *shape) for shape in shapes]
 
 
-@cached_step.property("an empty cache: plain causal attention")
+@cached_step.property(
+    "an empty cache: plain causal attention",
+    hint="Which keys does the first token see when there are no old ones?",
+)
 def _(ask, rng):
     ask(*step_input(rng, 2, 0))
     ask(*step_input(rng, 1, 0))
 
 
-@cached_step.property("one new token sees the cache and itself")
+@cached_step.property(
+    "one new token sees the cache and itself",
+    hint="When do the new key and value join the old ones: before or after the look?",
+)
 def _(ask, rng):
     ask(*step_input(rng, 1, 2))
     ask(*step_input(rng, 1, 9, 5, 4, 3))
 
 
-@cached_step.property("several new tokens: each sees what came before it, and the last sees all")
+@cached_step.property(
+    "several new tokens: each sees what came before it, and the last sees all",
+    hint="How many keys does the first of several new tokens see, and which of them are new?",
+)
 def _(ask, rng):
     ask(*step_input(rng, 2, 3))
     ask(*step_input(rng, 4, 6, 5, 4, 3))
 
 
-@cached_step.property("the cache that comes back is what the next step needs")
+@cached_step.property(
+    "the cache that comes back is what the next step needs",
+    hint="How many rows has the cache after the step, and in which order?",
+)
 def _(ask, rng):
     x, keys, values, *matrices = step_input(rng, 6, 2)
     _, keys, values = ask(x[:4], keys, values, *matrices)
     ask(x[4:], keys, values, *matrices)
 
 
-@cached_step.property("keys and values of different widths; scores of 1e4")
+@cached_step.property(
+    "keys and values of different widths; scores of 1e4",
+    hint="Which width decides the scale, and which softmax of yours survives large scores?",
+)
 def _(ask, rng):
     x, keys, values, *matrices = step_input(rng, 3, 4, 3, 2, 7)
     ask(1e4 * x, keys, values, *matrices)
@@ -129,85 +144,3 @@ def _(x, keys, values, w_q, w_k, w_v):
 @cached_step.mistake("The scale is missing: divide the scores by the square root of d_head.")
 def _(x, keys, values, w_q, w_k, w_v):
     return step_with(x, keys, values, w_q, w_k, w_v, scale=1.0)
-
-
-# --- 5.2 -------------------------------------------------------------------------------------------------------------
-
-
-@exercise("5.2", MODULE)
-def forward_flops(n_new, n_keys, d_model, d_ff, n_layers, vocab_size):
-    return flops_with(n_new, n_keys, d_model, d_ff, n_layers, vocab_size)
-
-
-def flops_with(
-    n_new, n_keys, d_model, d_ff, n_layers, vocab_size, *, projections=4, passes=2, of_keys=2, layers=2, words=1
-):
-    """The sum over all matrix products (rows, inner, columns), one by one. As it stands, it is right."""
-    totals = []
-    for n, keys in zip(n_new.tolist(), n_keys.tolist()):
-        layer = [(n, d_model, d_model)] * projections + [(n, d_model, d_ff)] * layers + [(n, d_model, keys)] * of_keys
-        products = layer * n_layers + [(n, d_model, vocab_size)] * words
-        totals.append(sum(passes * rows * inner * columns for rows, inner, columns in products))
-    return np.array(totals)
-
-
-@forward_flops.property("one token, one key, one layer, without a feed-forward layer")
-def _(ask, rng):
-    ask(np.array([1]), np.array([1]), 4, 0, 1, 3)
-
-
-@forward_flops.property("several new tokens, and as many keys")
-def _(ask, rng):
-    ask(np.array([2, 5]), np.array([2, 5]), 4, 0, 1, 3)
-
-
-@forward_flops.property("one new token and many keys; some new tokens and many keys")
-def _(ask, rng):
-    ask(np.array([1, 1]), np.array([10, 1000]), 4, 0, 1, 3)
-    ask(np.array([3, 7]), np.array([20, 7]), 4, 0, 1, 3)
-
-
-@forward_flops.property("the feed-forward layer: two products")
-def _(ask, rng):
-    ask(np.array([3]), np.array([8]), 4, 10, 1, 3)
-
-
-@forward_flops.property("layers are repeated, the output layer is not")
-def _(ask, rng):
-    ask(np.array([1, 3]), np.array([8, 3]), 4, 10, 5, 7)
-    ask(np.array([1]), np.array([128]), 64, 128, 2, 103)
-
-
-def flops_mistake(**changes):
-    return lambda *args, **kwargs: flops_with(*args, **kwargs, **changes)
-
-
-for message, changes in {
-    "A product and a sum are two operations: the factor 2 is missing.": {"passes": 1},
-    "There are four projections: queries, keys, values and the output.": {"projections": 3},
-    "Keys are read twice: for the scores, and their values for the weighted sum.": {"of_keys": 1},
-    "The output layer is missing: each new token is multiplied with (d_model, vocab_size).": {"words": 0},
-    "The feed-forward layer has two products: up to d_ff and back.": {"layers": 1},
-}.items():
-    forward_flops.mistake(message)(flops_mistake(**changes))
-
-
-@forward_flops.mistake("Each new token meets all keys: n_new * n_keys, not n_new squared.")
-def _(n_new, n_keys, d_model, d_ff, n_layers, vocab_size):
-    return forward_flops.oracle(n_new, n_new, d_model, d_ff, n_layers, vocab_size)
-
-
-@forward_flops.mistake("Old tokens are not projected again: only n_new tokens are.")
-def _(n_new, n_keys, d_model, d_ff, n_layers, vocab_size):
-    return forward_flops.oracle(n_keys, n_keys, d_model, d_ff, n_layers, vocab_size)
-
-
-@forward_flops.mistake("Keys and values of old tokens are in the cache: only those of the n_new tokens are computed.")
-def _(n_new, n_keys, d_model, d_ff, n_layers, vocab_size):
-    again = n_layers * 2 * 2 * (n_keys - n_new) * d_model**2
-    return forward_flops.oracle(n_new, n_keys, d_model, d_ff, n_layers, vocab_size) + again
-
-
-@forward_flops.mistake("The output layer stands once, behind the last layer.")
-def _(n_new, n_keys, d_model, d_ff, n_layers, vocab_size):
-    return n_layers * forward_flops.oracle(n_new, n_keys, d_model, d_ff, 1, vocab_size)
