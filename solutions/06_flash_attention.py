@@ -68,8 +68,7 @@
 # - *Board.* $m'=\max(m,s)$, $\ell'=\ell\,e^{m-m'}+e^{s-m'}$, $O'=O\,e^{m-m'}+e^{s-m'}v$; the five scores under it.
 # - *Always works.* In 6.2 let the class keep $m$, $\ell$ and $O$ of the five scores by hand, one pupil a letter.
 # - *Checkpoint 1.* A tile brings a maximum that is lower than the old one: what is rescaled? (Nothing: the factor is 1.)
-#   *Checkpoint 2.* What does the backward pass need that the forward pass did not return to the user before? (One number a
-#   row, the log-sum-exp.)
+#   *Checkpoint 2.* What does the backward pass need beside Q, K, V, O and dO? (One number a row, the log-sum-exp.)
 # - *Skip first.* The table of loop orders in 6.5 (4), then 6.3 (6): both read well at home.
 # - *Questions that come.* Is it an approximation? No: the same numbers are added in another order. Why does more arithmetic
 #   take less time? The arithmetic units were waiting. Does it make decoding faster? No, section 6.6.
@@ -97,8 +96,8 @@ rng = np.random.default_rng(0)
 #
 # ### 6.1 IO-aware computation
 #
-# **Which part of attention takes the time?** One query has scored five keys, and mixes five values. A softmax reads its
-# row three times. The number at the end is the one that every rewrite of this lecture has to find again.
+# **Which part of attention takes the time?** One query has scored five keys, and mixes five values. The number at the end is
+# the one that every rewrite has to find again.
 
 # %% tags=["first-attention", "slide"]
 row_scores = np.array([1.0, 2.0, 0.5, 5.0, 4.0])
@@ -109,7 +108,7 @@ row_weights = np.exp(row_scores - maximum) / total  # pass 3
 print(f"maximum {maximum:.1f}, sum {total:.4f}, output {row_weights @ row_values:.3f}")
 
 # %% [markdown]
-# **41.397.** For one row nobody minds three passes. With $n$ queries the scores are a matrix of $n\times n$ numbers, too
+# **41.398.** For one row nobody minds three passes. With $n$ queries the scores are a matrix of $n\times n$ numbers, too
 # large to stay near the arithmetic. A GPU has several memories: the large one is slow, the fast ones are small.
 #
 # | | A100 | H100 | who sees it |
@@ -142,7 +141,7 @@ plotting.show("Bytes against tokens on double logarithmic axes: the naive kernel
               "ever steeper, inputs and output rise in proportion.")
 
 # %% [markdown]
-# By 2.5, then 3, then 3.3, and in the end by 4: scores are written, read, written as weights and read again, $4n^2$ numbers
+# By 2.7, then 3, 3.3, 3.6, and in the end by 4: scores are written, read, written as weights and read again, $4n^2$ numbers
 # beside the $4nd$ that go in and come out. And each byte has to pay for itself in arithmetic:
 
 # %%
@@ -188,7 +187,7 @@ for score, value in zip(row_scores, row_values):
           f"output so far {o / ell:6.3f}")
 
 # %% [markdown]
-# It is multiplied by $e^{2-5}\approx0.05$ before the new term comes in, and so is the output. The last line says 41.397:
+# It is multiplied by $e^{2-5}\approx0.05$ before the new term comes in, and so is the output. The last line says 41.398:
 # one pass, no score read twice. This is the **online softmax** (Milakov and Gimelshein 2018, arXiv 1805.02867).
 #
 # *Predict.* Some teaching code starts its maximum at $10^{-30}$. On which scores does that go wrong?
@@ -207,8 +206,8 @@ for name, low in (("easy", [0.3, -1.2, 0.8]), ("hard", [-800.0, -801.0, -799.0])
           f"from 1e-30 {running_sum(low, 1e-30):.4f}")
 
 # %% [markdown]
-# On low ones: every term has underflowed, and the weights are 0/0. On the easy row the sums differ, the weights do not:
-# random test data is easy data.
+# On low ones: every term has underflowed, and the weights are 0/0. On the easy row nobody would notice, and random test data
+# is easy data.
 #
 # #### Exercise 6A: a block of scores at a time  (difficulty 2 of 5, useful, 10 minutes)
 #
@@ -380,7 +379,7 @@ for causal in (False, True):
     print(f"causal {causal!s:5s}: 25 pairs of sizes, largest difference {worst:.6f}")
 
 # %% [markdown]
-# 41.397 for every size: the order of the additions changes, nothing else. Flash attention is **exact**.
+# 41.398 for every size: the order of the additions changes, nothing else. Flash attention is **exact**.
 #
 # *Predict.* Peak memory of one head, inputs not counted: which slope has each curve when the length doubles?
 
@@ -748,8 +747,7 @@ from attention.fundamentals import attention_torch
 for n in (256, 512, 1024):
     plain, flash = kept_bytes(attention_torch, n), kept_bytes(flash_attention_torch, n)
     print(f"n = {n:5,}: flash keeps {flash:9,} bytes, 4 (4 n d + n) = "
-          f"{4 * (4 * n * 64 + n):9,}; two matrices are {8 * n * n:9,}, "
-          f"attention keeps {plain / (8 * n * n):.1f} times that")
+          f"{4 * (4 * n * 64 + n):9,}; attention {plain / flash:4.1f} times as many")
 
 # %% [markdown]
 # Twice as many; plain attention four times as many. And in the model: the gradient of its loss with respect to a matrix in
@@ -802,13 +800,13 @@ if smollm:
         changed = int((logits[name].argmax(-1) != best).sum())
         moved = (logits[name] - logits["the matrix"]).abs().max()
         print(f"{name:11s} {changed:2d} of {len(best)} next tokens are other ones; "
-              f"logits moved by less than {10.0 ** math.ceil(math.log10(moved)):g}, "
-              f"the loss by {abs(losses[name] - losses['the matrix']):.2f}")
+              f"a logit moved by up to {moved:.1f}, the loss "
+              f"by {abs(losses[name] - losses['the matrix']):.2f}")
 
 # %% [markdown]
 # **Tiles change nothing; precision changes words, not quality.** The order of additions moves a logit in the fifth decimal,
-# and no two candidates are that close here. bfloat16 moves it in the first, and some twenty of 768 next tokens become others, as likely: the
-# loss stays. Who compares a flash kernel in half precision with a reference in single sees the second, not the first.
+# and no two candidates are that close here. bfloat16 moves it by about 1, and some thirty of 768 next tokens become others, as
+# likely: the loss stays. Who compares a flash kernel in half precision with a reference in single sees the second.
 
 # %% tags=["language-model"]
 smollm = models = model = rounded = logits = w_k = None  # its memory is free again
@@ -1076,7 +1074,7 @@ plotting.show("Three bars for each of seven kernels, logarithmic: bytes are long
 # ### 6.6 Performance gains
 #
 # **What is won on the machine under your hands?** A processor has caches instead of shared memory, and the same story. Your
-# function, given no tile sizes, takes 256 × 512 for a few heads at a time: two megabytes of scores, not 64.
+# function, given no tile sizes, takes 256 × 512 for a few heads at a time: 2 MB of scores, not 67.
 #
 # *Predict.* Tiles do the same exponentials and some more. Which is faster, and by how much under a causal mask?
 
@@ -1104,7 +1102,7 @@ for causal in (False, True):
                      seconds(flash_attention_numpy, *arrays, causal),
                      seconds(flash_attention_numpy, *arrays, causal, None, 64, 64)]
     naive, chosen, small = (1e3 * each for each in spent[causal])
-    print(f"4 heads, 2,048 tokens, causal {causal!s:5s}: naive {naive:4.0f} ms, flash "
+    print(f"2,048 tokens, causal {causal!s:5s}: naive {naive:4.0f} ms, flash "
           f"{chosen:4.0f} ms, with tiles of 64 × 64 {small:4.0f} ms")
 
 # %% tags=["nbval-ignore-output"]
@@ -1172,7 +1170,7 @@ print(f"half a {out_a:.3f}, half b {out_b:.3f}, share of a {share:.4f}")
 print(f"merged {share * out_a + (1 - share) * out_b:.3f}")
 
 # %% [markdown]
-# 5 %, and the merge says 41.397.
+# 5 %, and the merge says 41.398.
 #
 # #### Exercise 6G: merge by log-sum-exp  (difficulty 2 of 5, useful, 12 minutes)
 #
@@ -1263,10 +1261,10 @@ for name, shares in share_of_work.items():
     print(f"{name:10s} work is", *(f"{each:.0%}" for each in shares), "of the time")
 plotting.curves(share_of_work, x=ranks, xlabel="ranks of 64 tokens",
                 ylabel="share of the time that is work",
-                title="Dealt like cards, all ranks work; in parts, half of them wait"
+                title="Dealt like cards, ranks work; in parts they wait half the time"
                 ).set_xscale("log", base=2)
 plotting.show("Share of work against ranks: striped stays near one, contiguous falls "
-              "from 0.75 towards one half.")
+              "from two thirds towards one half.")
 
 # %% [markdown]
 # The last rank: it works at each step and the others wait for it. Striped, each block is half allowed, for everybody, always. The paper measured up to
@@ -1354,7 +1352,7 @@ plotting.show("Data flow of a ring step: queries attend to the visiting block, t
               "part is merged into output and log-sum-exp, the block goes on.")
 
 # %% [markdown]
-# The last rank says 41.397: the fifth rewrite.
+# The last rank says 41.398: the fifth rewrite.
 #
 # ### 6.8 In use
 #
@@ -1392,8 +1390,8 @@ plotting.curves({"naive": 2 * 2 * lengths.astype(float)**2 / 1e9,
                 ).set_xscale("log", base=2)
 plotting.show("Gigabytes against tokens on double logarithmic axes: two matrices cross "
               "80 GB beyond 131,072 tokens, flash attention stays below 1 GB.")
-print(f"two matrices in two-byte numbers are 80 GB at {math.sqrt(80e9 / 4):,.0f} "
-      f"tokens; flash attention at a million: {(4 * 64 * 2 + 4) * 2**20 / 1e9:.1f} GB")
+print(f"two matrices, two bytes a number: 80 GB at {math.sqrt(80e9 / 4):,.0f} tokens; "
+      f"flash at a million: {(4 * 64 * 2 + 4) * 2**20 / 1e9:.1f} GB")
 
 # %% [markdown]
 # ## Exercises left
@@ -1492,7 +1490,7 @@ quiz.answer({"a": 3.693, "b": 6, "c": 3, "d": 15}, float(whole_lse[0]),
 # alignment. **Swizzling** moves chunk $c$ of row $r$ to place $c\oplus(r\bmod8)$ of its row (exclusive or).
 
 # %%
-chunk_rows = np.arange(8)
+chunk_rows = np.arange(8)  # a map's title says what it shows
 for place_of in (8 * chunk_rows, 8 * chunk_rows + (0 ^ chunk_rows)):
     plotting.bank_map(16 * place_of, size=16)
 plotting.show("Two maps of the 32 banks: as they stand, chunk 0 of eight rows piles up "
@@ -1655,7 +1653,7 @@ __global__ void flash_mma(const element* q, const element* k, const element* v, 
 kernel, launch, arguments = flash_launch("mma", *(a.half() for a in one_head))
 report = kernel.check[launch](*arguments)
 off_by = np.abs(arguments[3][0].numpy() - expected).max() / np.abs(expected).max()
-print(f"rung 7: largest difference from single precision, relative, {off_by:.4f}; "
+print(f"rung 7: off from single precision by {off_by:.4f} of the largest; "
       f"problems {len(report.problems)}, bank conflicts {report.bank_conflicts}")
 
 # %% [markdown]
@@ -1882,7 +1880,7 @@ for kind in ("scattered", "channels"):
 # **Everything here comes from one fact: a softmax needs its whole row. What if it did not?** Take a sigmoid of each score by itself (Ramapuram et al. 2024, arXiv
 # 2409.04431): $O_i=\sum_j\sigma(s_{ij}+b)V_j$ with $b=-\log n$. No maximum, no sum; tiles just add up. Their 17 % is the speed-up of the *inference kernel* over FlashAttention-2 on an H100.
 #
-# **Does it learn as well?** The recall task of lecture 01 (which symbol was it, $k$ steps ago?), three seeds each. The control: softmax.
+# **Does it learn as well?** The recall task of lecture 01 (which symbol was it, $k$ steps ago?), two seeds each. The control: softmax.
 #
 # *Predict.* In which order do softmax, sigmoid, and sigmoid with $b=0$ learn?
 
@@ -1897,11 +1895,11 @@ print(f"tiles add up, off by {np.abs(tiles - gates @ v).max():.6f}; weights of a
 kinds = {"softmax": lambda s: torch.softmax(s, -1),
          "sigmoid, b = -log n": lambda s: torch.sigmoid(s - math.log(64)),
          "sigmoid, b = 0": torch.sigmoid}
-losses = {name: np.array([recall_losses(weigh, seed) for seed in range(3)])
+losses = {name: np.array([recall_losses(weigh, seed) for seed in range(2)])
           for name, weigh in kinds.items()}
-for name, three in losses.items():
-    print(f"{name:20s} mean loss over 200 steps {three.mean():.1f}")
-tens = {name: three.reshape(3, 20, 10).mean(-1) for name, three in losses.items()}
+for name, both in losses.items():
+    print(f"{name:20s} mean loss over 200 steps {both.mean():.1f}")
+tens = {name: both.reshape(2, 20, 10).mean(-1) for name, both in losses.items()}
 plotting.curves(tens,
                 x=np.arange(10, 210, 10), xlabel="steps of training",
                 ylabel="loss (nats, mean of 10 steps)",
