@@ -1203,7 +1203,8 @@ def flash_launch(rung, q, k, v, causal=False, scale=None, block_q=None, block_k=
     """What launches a rung on tensors (heads, seq, d) of its type: kernel, (grid, block, shared bytes), arguments.
 
     rung: as in flash_kernel; "large" are register tiles of 128 x 128, which need more shared memory than 48 KB, and "mma"
-    takes 128 queries, d up to 128. The fourth and fifth argument are the output and the log-sum-exp, single precision, both to be written.
+    takes 128 queries, d up to 128. The fourth and fifth argument are the output and the log-sum-exp, in single
+    precision, both to be written.
     """
     (n_heads, n_queries, d), n_keys = q.shape, k.shape[1]
     block_q, block_k = (64 if block is None else block for block in (block_q, block_k))

@@ -555,7 +555,8 @@ plotting.show("Numbers moved against capacity on double logarithmic axes: algori
 # memory the tiled way moves *more*: $d^2$ against $M$ decides.
 #
 # **Trap.** *"192 KB and d = 64, so $B_c=196{,}608/256=768$."* $M$ counts numbers: with two bytes each $B_c=384$, and
-# $B_r=\min(B_c,d)=64$. The tile of scores is not in that count, hence the minimum. Real kernels take 64 or 128 rows: scores and output have to fit into registers.
+# $B_r=\min(B_c,d)=64$. The tile of scores is not in that count, hence the minimum. Real kernels take 64 or 128 rows: scores
+# and output have to fit into registers.
 
 # %%
 for d in (64, 128):
@@ -705,8 +706,8 @@ def tile_gradients(q, k, v, out, lse, d_out, causal=False, scale=None):
 tile_gradients = check("6D", tile_gradients)
 
 # %% [markdown]
-# **How does your gradient get into a training step?** Autograd would record every tile and keep it, which is the matrix again. So the
-# tiles run without autograd, inside a `Function` that says itself how to go back.
+# **How does your gradient get into a training step?** Autograd would record every tile and keep it, which is the matrix
+# again. So the tiles run without autograd, inside a `Function` that says itself how to go back.
 
 # %%
 from attention.flash import flash_forward_torch
@@ -805,8 +806,8 @@ if smollm:
 
 # %% [markdown]
 # **Tiles change nothing; precision changes words, not quality.** The order of additions moves a logit in the fifth decimal,
-# and no two candidates are that close here. bfloat16 moves it by about 1, and some thirty of 768 next tokens become others, as
-# likely: the loss stays. Who compares a flash kernel in half precision with a reference in single sees the second.
+# and no two candidates are that close here. bfloat16 moves it by about 1, and some thirty of 768 next tokens become others,
+# as likely: the loss stays. Who compares a flash kernel in half precision with a reference in single sees the second.
 
 # %% tags=["language-model"]
 smollm = models = model = rounded = logits = w_k = None  # its memory is free again
@@ -814,8 +815,9 @@ smollm = models = model = rounded = logits = w_k = None  # its memory is free ag
 # %% [markdown]
 # #### Texts of different lengths, packed
 #
-# **A batch has texts of 3, 900 and 40 tokens. Must all be padded to 900?** No. Put them one behind the other, and write down
-# where each begins, and the end (`cu_seqlens` in real libraries). Without a matrix there is nothing that has to be a rectangle.
+# **A batch has texts of 3, 900 and 40 tokens. Must all be padded to 900?** No. Put them one behind the other, and write
+# down where each begins, and the end (`cu_seqlens` in real libraries). Without a matrix there is nothing that has to be a
+# rectangle.
 
 # %%
 lengths = np.array([3, 900, 40])
@@ -836,8 +838,8 @@ print(f"padded {3 * 900:,} rows, packed {lengths.sum():,}; scores of a head: "
 # |parameters `w_q`, `w_k`, `w_v`, `w_o`|`(d_model, d_model)`, used as `x @ w`; head h has the columns from $h\,d_\text{head}$ on|
 # |out|`(total, d_model)`|
 #
-# Your loop on tensors, `flash_attention_torch(q, k, v, causal=True)`, returns `(out, lse)` for `(heads, n, d_head)`. Returns what the heads found,
-# merged and multiplied by `w_o`. No text sees another.
+# Your loop on tensors, `flash_attention_torch(q, k, v, causal=True)`, returns `(out, lse)` for `(heads, n, d_head)`.
+# Returns what the heads found, merged and multiplied by `w_o`. No text sees another.
 #
 # <details><summary>Hint</summary>
 #
@@ -884,8 +886,8 @@ PackedSelfAttention = check("6E", PackedSelfAttention)
 # **Your loop has the queries outside, algorithm 1 has the keys outside. Does it matter?** The result is the same. We count
 # what is not: your loop on the slow memory of 6.3 (`algorithm_2`, Behind the scenes).
 #
-# **Trap.** *"FlashAttention, algorithm 1: for each block of queries, loop over the keys ..."* That is the second paper. In the
-# first, O goes to slow memory after every tile, divided; the stores of O tell the two apart.
+# **Trap.** *"FlashAttention, algorithm 1: for each block of queries, loop over the keys ..."* That is the second paper. In
+# the first, O goes to slow memory after every tile, divided; the stores of O tell the two apart.
 #
 # *Predict.* The same tiles of 64 × 64, $n=512$: which of the two divides more, which stores more, which moves more in all?
 
@@ -913,12 +915,14 @@ for block_q in (64, 128, B_c):
 # %% [markdown]
 # Half the multiplications, an eighth of the divisions and stores, with equal tiles. (An A100 does 312 TFLOP/s in matrix
 # products and 19.5 in everything else, so these count sixteenfold.) With the tiles that its kernels really take,
-# FlashAttention-2 moves *more*, mostly K and V, which are only read and which many blocks find in the L2 cache. It was nevertheless about
-# twice as fast (abstract of 2307.08691). The greater gain is in no count of bytes: with the queries outside, **each tile of queries is
-# finished by itself, and blocks of threads share them out**. One text of 8,192 tokens with 16 heads is 16 blocks, or 1,024.
+# FlashAttention-2 moves *more*, mostly K and V, which are only read and which many blocks find in the L2 cache. It was
+# nevertheless about twice as fast (abstract of 2307.08691). The greater gain is in no count of bytes: with the queries
+# outside, **each tile of queries is finished by itself, and blocks of threads share them out**. One text of 8,192 tokens
+# with 16 heads is 16 blocks, or 1,024.
 #
 # So that is the kernel: a block of 16 × 16 threads takes 16 queries, and tiles of 16 keys come by. Thread `x` of row `y`
-# scores query `y` with key `x`; sixteen threads share a row, find its maximum and sum by shuffles, and own every sixteenth column of the output.
+# scores query `y` with key `x`; sixteen threads share a row, find its maximum and sum by shuffles, and own every sixteenth
+# column of the output.
 #
 # #### Exercise 6F: the loop, dealt out  (difficulty 4 of 5, useful, 25 minutes)
 #
@@ -933,16 +937,17 @@ for block_q in (64, 128, B_c):
 # |`x`, `y`, `i`|key in the tile, row in the tile, number of the query|
 # |`maximum`, `total`|declared, not set: of this query so far, the same in all 16 threads of a row|
 #
-# `load_rows(tile, TILE, d, stride, rows, first, visible, d)` copies 16 rows from row `first` on with all threads, zeros behind
-# `visible`; `may_attend(i, j, n_queries, n_keys, causal)` is false for keys that are not there, too; `row_max(s)` and `row_sum(s)` reduce over a
-# row. All 256 threads take part in every load, shuffle and barrier. Returns nothing: `o_row` and `total` hold the sums over all keys,
-# measured against `maximum`.
+# `load_rows(tile, TILE, d, stride, rows, first, visible, d)` copies 16 rows from row `first` on with all threads, zeros
+# behind `visible`; `may_attend(i, j, n_queries, n_keys, causal)` is false for keys that are not there, too; `row_max(s)`
+# and `row_sum(s)` reduce over a row. All 256 threads take part in every load, shuffle and barrier. Returns nothing: `o_row`
+# and `total` hold the sums over all keys, measured against `maximum`.
 #
 # <details><summary>Hint</summary>
 #
-# Which three things change when a tile comes, and what may not be overwritten before all are done with it (`__syncthreads()`)?
-# Score of key `first + x`: what is it where `may_attend` says no? By which factor do `total` and `o_row` shrink? Who reads the weights in
-# `p_row`, and when may they (`__syncwarp()`)? Columns `x`, `x + 16`, ... : which sum do you add?
+# Which three things change when a tile comes, and what may not be overwritten before all are done with it
+# (`__syncthreads()`)? Score of key `first + x`: what is it where `may_attend` says no? By which factor do `total` and
+# `o_row` shrink? Who reads the weights in `p_row`, and when may they (`__syncwarp()`)? Columns `x`, `x + 16`, ... : which
+# sum do you add?
 #
 # </details>
 
@@ -1029,10 +1034,10 @@ print(f"turns of shared memory for each multiply-add of a warp: "
       f"{turns / (2 * 128 * 128 * 64 / 32):.1f}")
 
 # %% [markdown]
-# A **turn** is one access of a warp to shared memory (lecture 01). A multiprocessor of an H100 can start four multiply-adds of a
-# warp in a clock, and one turn: with more than 0.25 turns each, a kernel waits for shared memory. Here both operands of each
-# product come from there. A kernel saves turns only if it uses a number more often than it loads it: a thread that holds
-# $R$ queries and $C$ keys makes $RC$ products from $R+C$ numbers.
+# A **turn** is one access of a warp to shared memory (lecture 01). A multiprocessor of an H100 can start four multiply-adds
+# of a warp in a clock, and one turn: with more than 0.25 turns each, a kernel waits for shared memory. Here both operands
+# of each product come from there. A kernel saves turns only if it uses a number more often than it loads it: a thread that
+# holds $R$ queries and $C$ keys makes $RC$ products from $R+C$ numbers.
 #
 # |rung|who does what|
 # |---|---|
@@ -1132,8 +1137,8 @@ for backend in backends:
           "the backward pass at twice the length")
 
 # %% [markdown]
-# Tiles are faster although they do more: the scores stay in the caches, and a causal mask halves the work. (`course.py bench` prints
-# the table from 512 to 4,096 tokens.) What the papers report from GPUs, each on its own machine:
+# Tiles are faster although they do more: the scores stay in the caches, and a causal mask halves the work. (`course.py
+# bench` prints the table from 512 to 4,096 tokens.) What the papers report from GPUs, each on its own machine:
 #
 # | | claim | against | source |
 # |---|---|---|---|
@@ -1155,9 +1160,9 @@ for n_queries in (100_000, 1):
 # ### 6.7 A row in parts: split keys, and a ring of machines
 #
 # One query has one tile of queries and nothing to share out; lecture 05 splits its *keys* over many blocks. And a million
-# tokens of keys and values (32 layers, 16 heads of 64, two bytes) are 137 GB: more than the 80 GB of a GPU, tiled or not, so
-# four GPUs split them. **How do parts of a row become the row again?** Each part has its output, divided by its own sum, and its log-sum-exp.
-# Its weight is its share of the whole sum, $e^{L_a}/(e^{L_a}+e^{L_b})$.
+# tokens of keys and values (32 layers, 16 heads of 64, two bytes) are 137 GB: more than the 80 GB of a GPU, tiled or not,
+# so four GPUs split them. **How do parts of a row become the row again?** Each part has its output, divided by its own sum,
+# and its log-sum-exp. Its weight is its share of the whole sum, $e^{L_a}/(e^{L_a}+e^{L_b})$.
 #
 # *Predict.* The row of five in two halves, 1 and 2 | 0.5, 5 and 4. What share has the first half?
 
@@ -1186,8 +1191,8 @@ print(f"merged {share * out_a + (1 - share) * out_b:.3f}")
 #
 # <details><summary>Hint</summary>
 #
-# If the log-sum-exps are scores, one for each part, what are the outputs? Which function of lecture 01 is that? Which number do you
-# subtract before the exponential, and what if it is -inf?
+# If the log-sum-exps are scores, one for each part, what are the outputs? Which function of lecture 01 is that? Which
+# number do you subtract before the exponential, and what if it is -inf?
 #
 # </details>
 
@@ -1222,9 +1227,10 @@ merge_by_lse = check("6G", merge_by_lse)
 # %% [markdown] tags=["slide"]
 # #### Context parallelism: ring attention
 #
-# Queries, keys and values are cut along the sequence, over $P$ processes (**ranks**). The ranks stand in a ring: at each step
-# a rank attends to the block of keys and values that it holds, merges, and hands the block on while the next one arrives. After $P-1$ exchanges everybody has
-# seen everything, and nobody ever held more than two blocks (Liu, Zaharia and Abbeel 2023, arXiv 2310.01889).
+# Queries, keys and values are cut along the sequence, over $P$ processes (**ranks**). The ranks stand in a ring: at each
+# step a rank attends to the block of keys and values that it holds, merges, and hands the block on while the next one
+# arrives. After $P-1$ exchanges everybody has seen everything, and nobody ever held more than two blocks (Liu, Zaharia and
+# Abbeel 2023, arXiv 2310.01889).
 
 # %% tags=["slide"]
 holds = {f"step {t}": (np.arange(4) - t) % 4 for t in range(4)}
@@ -1236,8 +1242,9 @@ plotting.show("Four rows of four cells, a column for each rank: the block of ran
               "moves one cell to the right at each step, and so do the others.")
 
 # %% [markdown]
-# **When does it pay?** A step does $4n_\text{loc}^2d$ operations and sends $4n_\text{loc}d$ bytes: $n_\text{loc}$ operations a
-# byte. With 312 TFLOP/s and the 300 GB/s of an A100's NVLink in one direction, messages hide behind the work from about 1,000 tokens a rank on.
+# **When does it pay?** A step does $4n_\text{loc}^2d$ operations and sends $4n_\text{loc}d$ bytes: $n_\text{loc}$
+# operations a byte. With 312 TFLOP/s and the 300 GB/s of an A100's NVLink in one direction, messages hide behind the work
+# from about 1,000 tokens a rank on.
 #
 # **Who works, and who waits?** A step ends when its slowest rank has finished. Contiguous, rank 0 has the first part of the
 # text; **striped** (Brandon et al. 2023, arXiv 2311.09431), token $i$ belongs to rank $i\bmod P$.
@@ -1267,8 +1274,8 @@ plotting.show("Share of work against ranks: striped stays near one, contiguous f
               "from two thirds towards one half.")
 
 # %% [markdown]
-# The last rank: it works at each step and the others wait for it. Striped, each block is half allowed, for everybody, always. The paper measured up to
-# 1.45× end to end on 256k tokens, 1.65× on 786k; the limit is 2.
+# The last rank: it works at each step and the others wait for it. Striped, each block is half allowed, for everybody,
+# always. The paper measured up to 1.45× end to end on 256k tokens, 1.65× on 786k; the limit is 2.
 #
 # #### Exercise 6H: around the ring  (difficulty 3 of 5, extra, 15 minutes)
 #
@@ -1281,13 +1288,13 @@ plotting.show("Share of work against ranks: striped stays near one, contiguous f
 # |`positions`|`(n_ranks, n_local)` integers|where in the sequence they stand|
 # |`causal`, `scale`||as before; a query may see the keys at its own position and before|
 #
-# Returns the output `(n_ranks, n_local, d_v)`. `attend_block(state, q, k, v, q_positions, k_positions, causal, scale)` takes one
-# block into the pair `state = (out, lse)` and returns the new pair.
+# Returns the output `(n_ranks, n_local, d_v)`. `attend_block(state, q, k, v, q_positions, k_positions, causal, scale)`
+# takes one block into the pair `state = (out, lse)` and returns the new pair.
 #
 # <details><summary>Hint</summary>
 #
-# Whose block does rank r hold at step t (the figure)? Which output and which log-sum-exp has a rank that has seen nothing? Whose positions
-# are those of the keys?
+# Whose block does rank r hold at step t (the figure)? Which output and which log-sum-exp has a rank that has seen nothing?
+# Whose positions are those of the keys?
 #
 # </details>
 
@@ -1327,8 +1334,8 @@ def ring_attention_numpy(q, k, v, positions, causal=False, scale=None):
 ring_attention_numpy = check("6H", ring_attention_numpy)
 
 # %% [markdown]
-# One step of a rank in a picture, and the running example as a ring of five ranks with a token each: the query is that of the last
-# token, so it may see all.
+# One step of a rank in a picture, and the running example as a ring of five ranks with a token each: the query is that of
+# the last token, so it may see all.
 
 # %%
 q_ring = np.ones((5, 1, 1))
@@ -1356,12 +1363,13 @@ plotting.show("Data flow of a ring step: queries attend to the visiting block, t
 #
 # ### 6.8 In use
 #
-# **What do you call on Monday?** `F.scaled_dot_product_attention(q, k, v, is_causal=True)`: flash kernels where they fit, also on a CPU. Pitfalls: its
-# causal mask begins at the *top left* (fewer queries than keys are wrong), and an explicit `attn_mask` may send you to a
-# slower kernel. FlexAttention compiles a mask or bias of your own into such a kernel. flash-attn has `flash_attn_func` and, for packs,
-# `flash_attn_varlen_func` with `cu_seqlens`; its causal mask is aligned at the bottom right since version 2.1.
-# transformers: `attn_implementation="sdpa"` or `"flash_attention_2"`. vLLM packs prompts as in 6E. You meet it in the **time to the first token** and in the memory of
-# training; tokens a second while decoding are lecture 05's.
+# **What do you call on Monday?** `F.scaled_dot_product_attention(q, k, v, is_causal=True)`: flash kernels where they fit,
+# also on a CPU. Pitfalls: its causal mask begins at the *top left* (fewer queries than keys are wrong), and an explicit
+# `attn_mask` may send you to a slower kernel. FlexAttention compiles a mask or bias of your own into such a kernel.
+# flash-attn has `flash_attn_func` and, for packs, `flash_attn_varlen_func` with `cu_seqlens`; its causal mask is aligned at
+# the bottom right since version 2.1. transformers: `attn_implementation="sdpa"` or `"flash_attention_2"`. vLLM packs
+# prompts as in 6E. You meet it in the **time to the first token** and in the memory of training; tokens a second while
+# decoding are lecture 05's.
 
 # %%
 new_q, all_k, all_v = (torch.from_numpy(rng.standard_normal((1, 1, n, 8)))
@@ -1377,8 +1385,8 @@ print(f"two new queries on five keys: is_causal is off by "
 # %% [markdown]
 # ## What you can do now
 #
-# You can write exact attention that never holds the matrix, forward and backward, and test one that somebody else wrote. You can say which of
-# three walls a kernel stands at. You can merge parts of a row, over blocks of threads or machines.
+# You can write exact attention that never holds the matrix, forward and backward, and test one that somebody else wrote.
+# You can say which of three walls a kernel stands at. You can merge parts of a row, over blocks of threads or machines.
 
 # %%
 lengths = 2 ** np.arange(10, 21)
@@ -1399,7 +1407,8 @@ print(f"two matrices, two bytes a number: 80 GB at {math.sqrt(80e9 / 4):,.0f} to
 # 1. `flash_attention_torch` gives no gradient to the log-sum-exp. Add it: $\partial L_i/\partial s_{ij}=P_{ij}$.
 # 2. Deal the tokens of the ring in zigzag: rank $r$ gets chunk $r$ and chunk $2P-1-r$ of $2P$. Is it balanced?
 # 3. Skip the rescaling when the maximum did not rise. How often is that, tile by tile, on random data?
-# 4. A language model's loss is a log-sum-exp over the vocabulary. Write it in tiles of 4,096 words, so that the logits never exist.
+# 4. A language model's loss is a log-sum-exp over the vocabulary. Write it in tiles of 4,096 words, so that the logits never
+#    exist.
 
 # %% [markdown]
 # ## Quiz
@@ -1482,9 +1491,10 @@ quiz.answer({"a": 3.693, "b": 6, "c": 3, "d": 15}, float(whole_lse[0]),
 # %% [markdown]
 # ### 6.9 The rungs of the ladder
 #
-# **What does each rung do about the wall of the one before?** Rung 2 gives a thread a whole query: $2d+16$ numbers, where it can have 255 registers. With
-# $d=128$ they go to memory and back (a **spill**), and 1,024 queries keep only 1,024 threads busy. Rung 3 is exercise 6F. Rung 4 needs each number
-# less often, and loads four floats at once, a **chunk** of 16 bytes.
+# **What does each rung do about the wall of the one before?** Rung 2 gives a thread a whole query: $2d+16$ numbers, where
+# it can have 255 registers. With $d=128$ they go to memory and back (a **spill**), and 1,024 queries keep only 1,024
+# threads busy. Rung 3 is exercise 6F. Rung 4 needs each number less often, and loads four floats at once, a **chunk** of 16
+# bytes.
 #
 # Chunks bring back bank conflicts: chunk 0 of all rows lies in the same four banks, and padding by one float would break the
 # alignment. **Swizzling** moves chunk $c$ of row $r$ to place $c\oplus(r\bmod8)$ of its row (exclusive or).
@@ -1512,12 +1522,14 @@ print(f"bank conflicts swizzled: {swizzled.bank_conflicts}; without the swizzle 
       f"than 1.5 times the turns: {turns[0] > 1.5 * turns[1]}")
 
 # %% [markdown]
-# Rung 6 hands tiles of 16 × 16 to the tensor cores by `nvcuda::wmma`. It does not say which lane holds which entry, so nobody knows where a row is: scores go to
-# shared memory for their maximum, and the output too, for every tile of keys, only to be multiplied by a factor.
+# Rung 6 hands tiles of 16 × 16 to the tensor cores by `nvcuda::wmma`. It does not say which lane holds which entry, so
+# nobody knows where a row is: scores go to shared memory for their maximum, and the output too, for every tile of keys,
+# only to be multiplied by a factor.
 #
-# Rung 7 uses the instruction below, `mma.sync`, which does say it. A warp holds 16 queries; lane $l$ has the entries of rows $l/4$ and $l/4+8$, two
-# columns of every eight. A row's maximum takes two shuffles. And the scores of a tile lie in the registers just as the next product wants its left
-# factor: **weights never leave the registers.** `ldmatrix` brings K and V from shared memory in that order, V transposed.
+# Rung 7 uses the instruction below, `mma.sync`, which does say it. A warp holds 16 queries; lane $l$ has the entries of
+# rows $l/4$ and $l/4+8$, two columns of every eight. A row's maximum takes two shuffles. And the scores of a tile lie in
+# the registers just as the next product wants its left factor: **weights never leave the registers.** `ldmatrix` brings K
+# and V from shared memory in that order, V transposed.
 
 # %%
 from attention.flash import HALF_TILES
@@ -1657,15 +1669,16 @@ print(f"rung 7: off from single precision by {off_by:.4f} of the largest; "
       f"problems {len(report.problems)}, bank conflicts {report.bank_conflicts}")
 
 # %% [markdown]
-# That is the precision of half, and no conflict. FlashAttention-2's own kernels are built so; those of FlashAttention-3 (6.16) let the
-# loads and the softmax run beside the products.
+# That is the precision of half, and no conflict. FlashAttention-2's own kernels are built so; those of FlashAttention-3
+# (6.16) let the loads and the softmax run beside the products.
 
 # %% [markdown]
 # ### 6.10 A formula for the bytes
 #
-# **What decides the traffic?** A block of $B_q$ queries loads them once, and each key and value that one of them can see. With
-# $\text{vis}(b)$ keys for block $b$ and $w$ bytes a number a head loads $w\,(nd+2d\sum_b\text{vis}(b))$ and stores $w\,nd+4n$.
-# The size of a tile of *keys* does not appear: it costs shared memory, and saves barriers and rescalings, no global byte.
+# **What decides the traffic?** A block of $B_q$ queries loads them once, and each key and value that one of them can see.
+# With $\text{vis}(b)$ keys for block $b$ and $w$ bytes a number a head loads $w\,(nd+2d\sum_b\text{vis}(b))$ and stores
+# $w\,nd+4n$. The size of a tile of *keys* does not appear: it costs shared memory, and saves barriers and rescalings, no
+# global byte.
 
 # %%
 from attention.flash import flash_attention_cuda, flash_bytes
@@ -1683,9 +1696,10 @@ print(f"scores of -200: outputs {out.min():.3f} to {out.max():.3f}, "
 # %% [markdown]
 # ### 6.11 Backward on a GPU: recompute, twice
 #
-# **Who adds up the gradient of a key, when all queries contribute?** One kernel over the tiles of queries has everything for $dQ$. For $dK$ and $dV$ a second
-# one goes over the tiles of keys and walks along the queries. Both compute the weights again. One kernel alone would need atomic
-# additions, whose order, and last digits, would change from run to run. (The kernels stand in Behind the scenes.)
+# **Who adds up the gradient of a key, when all queries contribute?** One kernel over the tiles of queries has everything
+# for $dQ$. For $dK$ and $dV$ a second one goes over the tiles of keys and walks along the queries. Both compute the weights
+# again. One kernel alone would need atomic additions, whose order, and last digits, would change from run to run. (The
+# kernels stand in Behind the scenes.)
 
 # %%
 from attention.flash import (flash_attention_backward_cuda,
@@ -1704,9 +1718,11 @@ print(f"gradient of the ten queries without a key: {np.abs(got[0][:, :10]).max()
 # %% [markdown]
 # ### 6.12 Dropout that can be replayed
 #
-# **In training some weights are set to zero at random, and the backward pass must drop the same ones. Must the mask be stored?** It is another $n\times n$ matrix. A random
-# generator gives its numbers in order, and the backward pass visits the tiles in another one. *Counter-based* generators have no order: numbers are a function of a
-# key and a counter, and the tile's indices are the counter. The mask belongs on the weights *after* $\ell$ has counted them: $\frac1{1-r}\sum_jZ_{ij}P_{ij}V_j$.
+# **In training some weights are set to zero at random, and the backward pass must drop the same ones. Must the mask be
+# stored?** It is another $n\times n$ matrix. A random generator gives its numbers in order, and the backward pass visits
+# the tiles in another one. *Counter-based* generators have no order: numbers are a function of a key and a counter, and the
+# tile's indices are the counter. The mask belongs on the weights *after* $\ell$ has counted them:
+# $\frac1{1-r}\sum_jZ_{ij}P_{ij}V_j$.
 
 # %%
 from attention.experiments.flash import keep_mask, with_dropout
@@ -1731,9 +1747,9 @@ print(f"tiles of another size: {(whole == other).mean():.0%} of the mask agrees"
 # %% [markdown]
 # ### 6.13 For real: a ring of four processes
 #
-# `torch.distributed` sends tensors between processes (gloo is its backend for CPUs): receive the next block while you compute with this
-# one, merge, swap. A rank that dies must not leave the others waiting for ever. (A new process cannot import a notebook, so it runs the
-# course's finished module, not your functions.)
+# `torch.distributed` sends tensors between processes (gloo is its backend for CPUs): receive the next block while you
+# compute with this one, merge, swap. A rank that dies must not leave the others waiting for ever. (A new process cannot
+# import a notebook, so it runs the course's finished module, not your functions.)
 
 # %%
 from attention.flash import ring_attention
@@ -1750,8 +1766,9 @@ except RuntimeError as error:
 # %% [markdown]
 # ### 6.14 Rabe and Staats: xFormers' memory-efficient attention
 #
-# **Was FlashAttention the first without the matrix?** No. Half a year before, Rabe and Staats (2021, arXiv 2112.05682) noted that self-attention "does not need
-# $O(n^2)$ memory": keys in chunks, for each chunk its output, maximum and sum, all merged in the end. xFormers' *memory-efficient attention* is such a kernel.
+# **Was FlashAttention the first without the matrix?** No. Half a year before, Rabe and Staats (2021, arXiv 2112.05682)
+# noted that self-attention "does not need $O(n^2)$ memory": keys in chunks, for each chunk its output, maximum and sum, all
+# merged in the end. xFormers' *memory-efficient attention* is such a kernel.
 #
 # *Predict.* Chunks of 64 queries, $n=4096$, $d=16$: with which chunk of keys is the peak lowest?
 
@@ -1774,13 +1791,14 @@ merged = peak_bytes(tiled_attention, q, k, v, False, None, 64, 64) - q.nbytes
 print(f"(n d)^(1/2) is {math.sqrt(4096 * 16):.0f}; merged at once {merged / 1e6:.1f}")
 
 # %% [markdown]
-# Near $c=\sqrt{nd}$: $c$ scores for each query, and $n/c$ partial outputs of $d$ numbers to keep, hence their $O(\sqrt n)$. Merging at once needs no list.
+# Near $c=\sqrt{nd}$: $c$ scores for each query, and $n/c$ partial outputs of $d$ numbers to keep, hence their $O(\sqrt n)$.
+# Merging at once needs no list.
 
 # %% [markdown]
 # ### 6.15 Flash, sparse: tiles that are never loaded
 #
-# **If a mask of tiles is known beforehand, what is saved?** Bytes and arithmetic of each tile that is absent. The first paper has
-# such a variant; lecture 07 is about which tiles to keep.
+# **If a mask of tiles is known beforehand, what is saved?** Bytes and arithmetic of each tile that is absent. The first
+# paper has such a variant; lecture 07 is about which tiles to keep.
 
 # %%
 n, B, d = 256, 32, 16
@@ -1801,7 +1819,8 @@ print(f"tiles kept {keep.mean():.0%}, of K and V loaded "
 # %% [markdown]
 # ### 6.16 FlashAttention-3, first idea: ping-pong
 #
-# **A GPU does products and exponentials in different units. Can both be busy?** For one score of a head of 128: $4\cdot128$ operations in products, one exponential.
+# **A GPU does products and exponentials in different units. Can both be busy?** For one score of a head of 128: $4\cdot128$
+# operations in products, one exponential.
 
 # %%
 from attention.experiments.flash import schedule
@@ -1824,17 +1843,20 @@ plotting.show("Two Gantt charts: with one group products and softmax alternate; 
               "groups do twice as many tiles in 25 units, not 36, without a gap.")
 
 # %% [markdown]
-# Half of it. Whoever does one after the other leaves the tensor cores idle for a third of the time. FlashAttention-3 lets two groups of warps take turns, kept apart by a barrier. Its ablation: 661 TFLOP/s with
-# overlap, 570 to 582 without one of its two forms (2407.08608, table 2). FlashAttention-2 reaches 35 % of an H100's peak; it was written for the A100.
+# Half of it. Whoever does one after the other leaves the tensor cores idle for a third of the time. FlashAttention-3 lets
+# two groups of warps take turns, kept apart by a barrier. Its ablation: 661 TFLOP/s with overlap, 570 to 582 without one of
+# its two forms (2407.08608, table 2). FlashAttention-2 reaches 35 % of an H100's peak; it was written for the A100.
 
 # %% [markdown]
 # ### 6.17 FlashAttention-3, second idea: 8 bits and a rotation
 #
-# **The tensor cores are twice as fast on 8-bit numbers. What is lost?** An e4m3 has three bits after the leading one, and it gets bad where a few entries are
-# very large. The remedy: turn queries and keys by the same orthogonal $H$. Scores stay, $(QH)(KH)^\top=QK^\top$, and an outlier is spread over its row. $H$ is a
-# **Hadamard** matrix with random signs: $d\log d$ operations, no table ("incoherent processing").
+# **The tensor cores are twice as fast on 8-bit numbers. What is lost?** An e4m3 has three bits after the leading one, and
+# it gets bad where a few entries are very large. The remedy: turn queries and keys by the same orthogonal $H$. Scores stay,
+# $(QH)(KH)^\top=QK^\top$, and an outlier is spread over its row. $H$ is a **Hadamard** matrix with random signs: $d\log d$
+# operations, no table ("incoherent processing").
 #
-# *Predict.* Scattered outliers (one entry in a thousand), or two large channels as trained models have: where does the rotation help more?
+# *Predict.* Scattered outliers (one entry in a thousand), or two large channels as trained models have: where does the
+# rotation help more?
 
 # %%
 def hadamard(d):
@@ -1872,15 +1894,18 @@ for kind in ("scattered", "channels"):
           f"{plain / rotated:.1f} times less")
 
 # %% [markdown]
-# On the channels. The paper tests the first kind and reports 2.6 times less error (§ 4.3); our weights are not rounded, theirs are.
+# On the channels. The paper tests the first kind and reports 2.6 times less error (§ 4.3); our weights are not rounded,
+# theirs are.
 
 # %% [markdown]
 # ### 6.18 Sigmoid attention and FlashSigmoid: no row, no rescaling
 #
-# **Everything here comes from one fact: a softmax needs its whole row. What if it did not?** Take a sigmoid of each score by itself (Ramapuram et al. 2024, arXiv
-# 2409.04431): $O_i=\sum_j\sigma(s_{ij}+b)V_j$ with $b=-\log n$. No maximum, no sum; tiles just add up. Their 17 % is the speed-up of the *inference kernel* over FlashAttention-2 on an H100.
+# **Everything here comes from one fact: a softmax needs its whole row. What if it did not?** Take a sigmoid of each score
+# by itself (Ramapuram et al. 2024, arXiv 2409.04431): $O_i=\sum_j\sigma(s_{ij}+b)V_j$ with $b=-\log n$. No maximum, no sum;
+# tiles just add up. Their 17 % is the speed-up of the *inference kernel* over FlashAttention-2 on an H100.
 #
-# **Does it learn as well?** The recall task of lecture 01 (which symbol was it, $k$ steps ago?), two seeds each. The control: softmax.
+# **Does it learn as well?** The recall task of lecture 01 (which symbol was it, $k$ steps ago?), two seeds each. The
+# control: softmax.
 #
 # *Predict.* In which order do softmax, sigmoid, and sigmoid with $b=0$ learn?
 
@@ -1908,13 +1933,14 @@ plotting.show("Training loss against steps: softmax and sigmoid with b = -log n 
               "together, sigmoid with b = 0 falls between steps 100 and 150, as low.")
 
 # %% [markdown]
-# As fast as softmax, given the bias. With $b=0$ it starts later, and solves the task too: here the bias buys a good start, not a better end.
+# As fast as softmax, given the bias. With $b=0$ it starts later, and solves the task too: here the bias buys a good start,
+# not a better end.
 
 # %% [markdown]
 # ## Behind the scenes
 #
-# **Arguments, and tiles chosen from the sizes.** Where a caller gives none, 256 × 512 numbers of scores for at most four heads at a time:
-# 2 MB in single precision, which stay in a processor's caches.
+# **Arguments, and tiles chosen from the sizes.** Where a caller gives none, 256 × 512 numbers of scores for at most four
+# heads at a time: 2 MB in single precision, which stay in a processor's caches.
 
 # %% tags=["plumbing"]
 import copy
@@ -2276,7 +2302,8 @@ def flash_attention_varlen(q, k, v, cu_queries, cu_keys, causal=False, scale=Non
     return np.concatenate([out for out, _ in parts], axis=-2), np.concatenate([lse for _, lse in parts], axis=-1)
 
 # %% [markdown]
-# **The ring**: one block taken in, the checks, and four processes with a supervisor. A rank that lost contact is a victim; it looks for the one that began.
+# **The ring**: one block taken in, the checks, and four processes with a supervisor. A rank that lost contact is a victim;
+# it looks for the one that began.
 
 # %% tags=["export", "plumbing"]
 def attend_block(state, q, k, v, q_positions, k_positions, causal, scale):
@@ -2393,8 +2420,8 @@ def ring_attention(q, k, v, n_ranks=4, causal=False, scale=None, striped=True, t
     return out
 
 # %% [markdown]
-# **The rungs of the ladder in CUDA.** What they have in common, then a thread a query, register tiles (the swizzle, chunks of 16 bytes, three steps,
-# the loop), and wmma.
+# **The rungs of the ladder in CUDA.** What they have in common, then a thread a query, register tiles (the swizzle, chunks
+# of 16 bytes, three steps, the loop), and wmma.
 
 # %% tags=["export", "plumbing"]
 FLASH_HEAD = r"""
@@ -2804,7 +2831,8 @@ __global__ void flash_d_kv(const float* q, const float* k, const float* v, const
 """
 
 # %% [markdown]
-# **Bytes and launches.** The launcher rounds $d$ up for the template, and picks tiles that fit into the 48 KB that every GPU gives a block without being asked.
+# **Bytes and launches.** The launcher rounds $d$ up for the template, and picks tiles that fit into the 48 KB that every
+# GPU gives a block without being asked.
 
 # %% tags=["export", "plumbing"]
 def flash_bytes(n_queries, n_keys, d, block_q, causal=False, itemsize=4):
@@ -2859,7 +2887,8 @@ def flash_launch(rung, q, k, v, causal=False, scale=None, block_q=None, block_k=
     """What launches a rung on tensors (heads, seq, d) of its type: kernel, (grid, block, shared bytes), arguments.
 
     rung: as in flash_kernel; "large" are register tiles of 128 x 128, which need more shared memory than 48 KB, and "mma"
-    takes 128 queries, d up to 128. The fourth and fifth argument are the output and the log-sum-exp, single precision, both to be written.
+    takes 128 queries, d up to 128. The fourth and fifth argument are the output and the log-sum-exp, in single
+    precision, both to be written.
     """
     (n_heads, n_queries, d), n_keys = q.shape, k.shape[1]
     block_q, block_k = (64 if block is None else block for block in (block_q, block_k))
@@ -3092,7 +3121,8 @@ def recall_losses(weigh, seed):
 #
 # ## Sources
 #
-# Milakov, Gimelshein 2018, online softmax (arXiv 1805.02867) · Rabe, Staats 2021 (2112.05682) · Dao, Fu, Ermon, Rudra, Ré 2022, FlashAttention
-# (2205.14135): figures 1 and 2, algorithm 1, theorem 2, tables 1 and 2 · Dao 2023, FlashAttention-2 (2307.08691) · Liu, Zaharia, Abbeel 2023, ring attention
-# (2310.01889) · Brandon et al. 2023, striped attention (2311.09431) · Shah et al. 2024, FlashAttention-3 (2407.08608): § 4.3, table 2 · Ramapuram et al. 2024,
-# sigmoid attention (2409.04431) · Allal et al. 2025, SmolLM2 (2502.02737) · NVIDIA's data sheets of A100 and H100.
+# Milakov, Gimelshein 2018, online softmax (arXiv 1805.02867) · Rabe, Staats 2021 (2112.05682) · Dao, Fu, Ermon, Rudra, Ré
+# 2022, FlashAttention (2205.14135): figures 1 and 2, algorithm 1, theorem 2, tables 1 and 2 · Dao 2023, FlashAttention-2
+# (2307.08691) · Liu, Zaharia, Abbeel 2023, ring attention (2310.01889) · Brandon et al. 2023, striped attention
+# (2311.09431) · Shah et al. 2024, FlashAttention-3 (2407.08608): § 4.3, table 2 · Ramapuram et al. 2024, sigmoid attention
+# (2409.04431) · Allal et al. 2025, SmolLM2 (2502.02737) · NVIDIA's data sheets of A100 and H100.
