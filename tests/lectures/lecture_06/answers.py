@@ -22,7 +22,7 @@ def rows_to_try(seed=0):
     for n, m, causal in ((5, 7, False), (6, 6, True), (3, 8, True), (7, 4, True)):
         q, k, v = rng.normal(size=(n, 3)), rng.normal(size=(m, 3)), rng.normal(size=(m, 2))
         yield q, k, v, causal
-        yield np.full_like(q, -100.0), abs(k) + 1, v, causal
+        yield np.full_like(q, -1000.0), abs(k) + 1, v, causal
         yield 500.0 * np.arange(n)[:, None] * np.ones((n, 3)), k, v, causal
 
 
