@@ -227,7 +227,7 @@ def registers_and_spills(source, instance):
     with open(before, encoding="utf-8") as header:
         text = header.read() + source
     said = io.StringIO()
-    options = ProgramOptions(arch="sm_90", std="c++17", ptxas_options=["-v"])
+    options = ProgramOptions(arch="sm_90", std="c++17", ptxas_options=["-v"], **gpu._headers())
     Program(text, "c++", options).compile("cubin", name_expressions=(instance,), logs=said)
     numbers = said.getvalue().split()
     return int(numbers[numbers.index("registers,") - 1]), int(numbers[numbers.index("spill") - 2])
