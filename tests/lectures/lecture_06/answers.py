@@ -65,7 +65,7 @@ def without_lse(attend):
         assert np.allclose(out, in_one_piece(q, k, v, causal, 0.6, len(k) - len(q))[0])
 
 
-@wrong("6C", "Which sizes leave a rest")
+@wrong("6C", "Does the maximum of a row rise in your test after its first tile?")
 def sizes_that_fit(attend):
     for q, k, v, causal in rows_to_try():
         got = attend(q, k, v, causal, 0.6, len(q), len(k))
