@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed, multiprocessing, nn
 from torch.nn import functional as F
 
 from attention.fundamentals import ROW_OF_A_TILE, check_arguments
@@ -36,9 +36,9 @@ __all__ = [
 def online_softmax(m, ell, scores):
     """The softmax's running maximum m and sum ell, after one more block of scores.
 
-    m, ell (...): of what was read before, -inf and 0 at the beginning; scores (..., width), -inf where a score may not
-    be seen. Returns (m, ell) of the same shapes in the float type of scores, with ell the sum of exp(score - m) over
-    all that was read; a row of nothing but -inf keeps -inf and 0.
+    m, ell (...), -inf and 0 at the beginning; scores (..., width), -inf where a score
+    may not be seen. Returns (m, ell) of the same shapes in the float type of scores;
+    ell is the sum of exp(score - m). A row of nothing but -inf keeps -inf and 0.
     Source: Milakov and Gimelshein 2018 (arXiv 1805.02867), algorithm 3.
     """
     scores = scores.astype(cuda.float_type(scores), copy=False)
@@ -48,26 +48,362 @@ def online_softmax(m, ell, scores):
     return m_new.astype(scores.dtype), ell_new.astype(scores.dtype)
 
 
-def merge_by_lse(outs, lses):
-    """Attention over all keys, from attentions over disjoint sets of keys and their log-sum-exps.
+def tiled_attention(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
+    """Attention tile by tile, without the matrix of scores, in NumPy: (out, lse).
 
-    outs (n_parts, ..., n_queries, d_v), lses (n_parts, ..., n_queries): arrays or lists of arrays; -inf where a part
-    had nothing to attend to. Returns (out, lse) of shapes (..., n_queries, d_v) and (..., n_queries), in the
-    float types of outs and lses; a query with nothing to attend to gets 0 and -inf.
+    q (..., n_queries, d_head), k (..., n_keys, d_head), v (..., n_keys, d_v) with equal
+    leading axes; causal is aligned at the bottom right; block_q, block_k: rows of a
+    tile. Returns out (..., n_queries, d_v) in the float type of q, lse (...,
+    n_queries), at least in single precision; 0 and -inf for a query without a key.
+    Source: Dao 2023 (arXiv 2307.08691), algorithm 1.
+    """
+    work = cuda.work_type(q)  # half precision is computed in single
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    lead, n_queries, n_keys = q.shape[:-2], q.shape[-2], k.shape[-2]
+    shift = n_keys - n_queries  # query i may see the keys up to i + shift
+    out = np.zeros((*lead, n_queries, v.shape[-1]), cuda.float_type(q))
+    lse = np.full((*lead, n_queries), -np.inf, work)
+    for i in range(0, n_queries, block_q):
+        rows = np.arange(i, min(i + block_q, n_queries))
+        end = min(n_keys, rows[-1] + shift + 1) if causal else n_keys  # seen by a row
+        q_i = q[..., rows[0]:rows[-1] + 1, :].astype(work) * scale
+        m = np.full((*lead, len(rows), 1), -np.inf, work)
+        ell, o = np.zeros_like(m), np.zeros((*lead, len(rows), v.shape[-1]), work)
+        for j in range(0, end, block_k):
+            k_j, v_j = (a[..., j:min(j + block_k, end), :].astype(work, copy=False)
+                        for a in (k, v))
+            s = q_i @ np.swapaxes(k_j, -1, -2)
+            columns = np.arange(j, j + s.shape[-1])
+            if causal and columns[-1] > i + shift:  # the diagonal crosses this tile
+                np.copyto(s, -np.inf, where=columns > rows[:, None] + shift)
+            m_new = np.maximum(m, s.max(axis=-1, keepdims=True))
+            finite = np.where(np.isneginf(m_new), 0, m_new)
+            p = np.exp(np.subtract(s, finite, out=s), out=s)  # in the place of the scores
+            factor = np.exp(m - finite)
+            ell = ell * factor + p.sum(axis=-1, keepdims=True)
+            o = o * factor + cuda.weighted_sum(p, v_j)
+            m = m_new
+        out[..., rows, :] = o / np.where(ell == 0, 1, ell)
+        with np.errstate(divide="ignore"):
+            lse[..., rows] = (m + np.log(ell))[..., 0]
+    return out, lse
+
+
+def test_flash(attend):
+    """Raise AssertionError if attend(q, k, v, causal, scale, block_q, block_k) errs."""
+    draws = np.random.default_rng(3)
+    for n, n_keys, causal, size in ((5, 7, False, 1.0), (5, 7, True, 1.0),
+                                    (6, 4, True, 1.0), (5, 7, False, -300.0)):
+        q, k = draws.standard_normal((n, 4)), draws.standard_normal((n_keys, 4))
+        v = draws.standard_normal((n_keys, 3))
+        if size != 1:  # low scores, and rows of very different size
+            q, k = np.arange(1, n + 1)[:, None] * np.ones((n, 4)), size + np.abs(k)
+        out, lse = attend(q, k, v, causal, 0.7, 2, 3)
+        for i in range(n):
+            seen = max(0, i + 1 + n_keys - n) if causal else n_keys
+            if seen == 0:
+                assert (out[i] == 0).all() and np.isneginf(lse[i]), "an empty row"
+                continue
+            s = 0.7 * k[:seen] @ q[i]
+            powers = np.exp(s - s.max())
+            assert np.allclose(out[i], powers @ v[:seen] / powers.sum()), i
+            assert np.isclose(lse[i], s.max() + np.log(powers.sum())), i
+
+
+def backward_tiles(n_queries, n_keys, causal, block=64, device="cpu"):
+    """Yield the tiles that a backward pass visits, keys outside.
+
+    (slice of queries, slice of keys, boolean tensor (rows, columns) or None) for each.
+    """
+    shift = n_keys - n_queries
+    for j in range(0, n_keys, block):
+        for i in range(0, n_queries, block):
+            rows = slice(i, min(i + block, n_queries))
+            columns = slice(j, min(j + block, n_keys))
+            if not causal or columns.stop - 1 <= i + shift:
+                yield rows, columns, None
+            elif j <= rows.stop - 1 + shift:
+                key = torch.arange(j, columns.stop, device=device)
+                query = torch.arange(i, rows.stop, device=device)
+                yield rows, columns, key <= query[:, None] + shift
+
+
+def tile_gradients(q, k, v, out, lse, d_out, causal=False, scale=None):
+    """Gradients of flash attention with respect to q, k and v, tile by tile: PyTorch.
+
+    q, k, v, out, d_out of one float type, with equal leading axes; out and lse are what
+    flash attention returned; d_out (..., n_queries, d_v). Returns (d_q, d_k, d_v) of
+    the shapes and types of q, k and v; 0 for a query without a key.
+    Source: Dao 2023 (arXiv 2307.08691), algorithm 2.
+    """
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    lse = lse.masked_fill(lse == -math.inf, math.inf)  # an empty row has no weights
+    D = (d_out * out).sum(-1)
+    d_q, d_k, d_v = (torch.zeros_like(a) for a in (q, k, v))
+    sizes = q.shape[-2], k.shape[-2]
+    for rows, columns, allowed in backward_tiles(*sizes, causal, device=q.device):
+        q_i, d_out_i = q[..., rows, :], d_out[..., rows, :]
+        k_j, v_j = k[..., columns, :], v[..., columns, :]
+        s = q_i @ k_j.mT * scale
+        if allowed is not None:
+            s = s.masked_fill(~allowed, -math.inf)
+        p = torch.exp(s - lse[..., rows, None])
+        d_p = d_out_i @ v_j.mT
+        d_s = p * (d_p - D[..., rows, None]) * scale
+        d_v[..., columns, :] += p.mT @ d_out_i
+        d_k[..., columns, :] += d_s.mT @ q_i
+        d_q[..., rows, :] += d_s @ k_j
+    return d_q, d_k, d_v
+
+
+class PackedSelfAttention(nn.Module):
+    """Causal self-attention of n_heads heads on texts packed one behind the other.
+
+    ValueError unless n_heads divides d_model.
+    """
+
+    def __init__(self, d_model, n_heads):
+        super().__init__()
+        if n_heads < 1 or d_model % n_heads:
+            raise ValueError(f"n_heads must divide d_model: {n_heads} and {d_model}")
+        self.n_heads = n_heads
+        self.w_q, self.w_k, self.w_v, self.w_o = (
+            nn.Parameter(torch.randn(d_model, d_model) * d_model**-0.5) for _ in range(4))
+
+    def forward(self, x, starts):
+        q, k, v = ((x @ w).unflatten(-1, (self.n_heads, -1)).transpose(0, 1)
+                   for w in (self.w_q, self.w_k, self.w_v))  # (heads, total, d_head)
+        borders = starts.tolist()
+        parts = [flash_attention_torch(q[:, a:b], k[:, a:b], v[:, a:b], causal=True)[0]
+                 for a, b in zip(borders, borders[1:])]
+        return torch.cat(parts, dim=1).transpose(0, 1).flatten(1) @ self.w_o
+
+
+FLASH_SHARED = r"""
+__global__ void flash_shared(const float* q, const float* k, const float* v, float* out, float* lse,
+                             int n_queries, int n_keys, int d, int causal, float scale) {
+  extern __shared__ float shared[];
+  int stride = d + PAD, x = threadIdx.x, y = threadIdx.y, i = blockIdx.y * TILE + y;
+  float *q_tile = shared, *k_tile = q_tile + TILE * stride, *v_tile = k_tile + TILE * stride;
+  float *o_row = v_tile + TILE * stride + y * stride;
+  float *p_row = shared + 4 * TILE * stride + y * (TILE + PAD);
+  size_t head = blockIdx.x;
+  const float* queries = q + head * n_queries * d;
+  const float* keys = k + head * n_keys * d;
+  const float* values = v + head * n_keys * d;
+  int visible = visible_keys((blockIdx.y + 1) * TILE, n_queries, n_keys, causal);
+  load_rows(q_tile, TILE, d, stride, queries, blockIdx.y * TILE, n_queries, d);
+  for (int c = x; c < d; c += TILE) o_row[c] = 0.0f;
+  float maximum, total;
+  maximum = -INFINITY;
+  total = 0.0f;
+  for (int first = 0; first < visible; first += TILE) {
+    // load
+    __syncthreads();                                     // the last tiles are used up
+    load_rows(k_tile, TILE, d, stride, keys, first, visible, d);
+    load_rows(v_tile, TILE, d, stride, values, first, visible, d);
+    __syncthreads();                                     // the new tiles have arrived
+    // score
+    float s = 0.0f;
+    for (int t = 0; t < d; ++t) s += q_tile[y * stride + t] * k_tile[x * stride + t];
+    s = may_attend(i, first + x, n_queries, n_keys, causal) ? scale * s : -INFINITY;
+    // rescale
+    float highest = fmaxf(maximum, row_max(s));
+    float shift = highest == -INFINITY ? 0.0f : highest;
+    float factor = expf(maximum - shift), weight = expf(s - shift);
+    maximum = highest;
+    total = factor * total + row_sum(weight);
+    p_row[x] = weight;
+    __syncwarp();                                        // a row belongs to one warp
+    // accumulate
+    for (int c = x; c < d; c += TILE) {
+      float sum = factor * o_row[c];
+      for (int r = 0; r < TILE; ++r) sum += p_row[r] * v_tile[r * stride + c];
+      o_row[c] = sum;
+    }
+  }
+  if (i >= n_queries) return;
+  float share = total == 0.0f ? 0.0f : 1.0f / total;
+  for (int c = x; c < d; c += TILE) out[(head * n_queries + i) * d + c] = o_row[c] * share;
+  if (x == 0) lse[head * n_queries + i] = total == 0.0f ? -INFINITY : maximum + logf(total);
+}
+"""
+
+
+def merge_by_lse(outs, lses):
+    """Attention over all keys, from attentions over disjoint sets of keys.
+
+    outs (n_parts, ..., n_queries, d_v), lses (n_parts, ..., n_queries): arrays or lists
+    of arrays; -inf where a part had nothing to attend to. Returns (out, lse) without
+    the axis of parts, in the float types of outs and lses; 0 and -inf for an empty row.
     """
     outs, lses = np.asarray(outs), np.asarray(lses)
     if lses.ndim < 1 or len(lses) == 0 or outs.shape[:-1] != lses.shape:
-        raise ValueError("outs and lses must be (n_parts, ..., n_queries, d_v) and (n_parts, ..., n_queries) of at least "
-                         f"one part, got shapes {outs.shape} and {lses.shape}")
+        raise ValueError("outs and lses must be (n_parts, ..., n_queries, d_v) and "
+                         "(n_parts, ..., n_queries) of at least one part, got shapes "
+                         f"{outs.shape} and {lses.shape}")
     top = lses.max(axis=0)
     finite = np.where(np.isneginf(top), 0, top)
     shares = np.exp(lses - finite)
     total = shares.sum(axis=0)
     out = shares[..., None] * outs
-    out[shares == 0] = 0                                   # a part that was not seen may hold anything, even nan
+    out[shares == 0] = 0  # a part that was not seen may hold anything, even nan
     out = out.sum(axis=0) / np.where(total == 0, 1, total)[..., None]
-    with np.errstate(divide="ignore"):                     # the logarithm of an empty row is -inf, as it should be
+    with np.errstate(divide="ignore"):  # the logarithm of an empty row is -inf
         return cuda.like(out, outs), finite + np.log(total)
+
+
+def ring_attention_numpy(q, k, v, positions, causal=False, scale=None):
+    """Ring attention in one process: each rank attends to all blocks and merges.
+
+    q, k (n_ranks, n_local, d_head), v (n_ranks, n_local, d_v), positions integers
+    (n_ranks, n_local): where each token stands; causal: a query may see keys at its own
+    position and before. scale defaults to 1/sqrt(d_head). Returns (n_ranks, n_local,
+    d_v). Source: Liu, Zaharia and Abbeel 2023 (arXiv 2310.01889), algorithm 1.
+    """
+    check_arguments(q, k, v)
+    if q.ndim != 3 or k.shape != q.shape or positions.shape != q.shape[:2]:
+        raise ValueError("q, k and positions must be (n_ranks, n_local, d_head), the "
+                         "same, and (n_ranks, n_local), got shapes "
+                         f"{q.shape}, {k.shape} and {positions.shape}")
+    q, k, v = (a.astype(cuda.float_type(a), copy=False) for a in (q, k, v))
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    results = np.zeros((*q.shape[:-1], v.shape[-1]), q.dtype)
+    for rank in range(len(q)):
+        state = results[rank], np.full(q.shape[1], -np.inf, q.dtype)
+        for step in range(len(q)):
+            held = (rank - step) % len(q)
+            state = attend_block(state, q[rank], k[held], v[held], positions[rank],
+                                 positions[held], causal, scale)
+        results[rank] = state[0]
+    return results
+
+
+MMA = r"""
+// Four 8 x 8 tiles of shared memory into registers; lane l names the row l % 8 of tile l / 8.
+__device__ void load_tiles(unsigned (&r)[4], const element* row) {
+  unsigned address = (unsigned)__cvta_generic_to_shared(row);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address));
+}
+__device__ void load_tiles_transposed(unsigned (&r)[4], const element* row) {
+  unsigned address = (unsigned)__cvta_generic_to_shared(row);
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address));
+}
+// sum (16 x 8) += a (16 x 16) b (16 x 8)
+__device__ void multiply_add(float (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+               "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ unsigned pack(float low, float high) {
+  unsigned both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+"""
+
+
+MMA_STEPS = r"""
+#define MMA_KEYS 64                                      // keys of a tile
+// Scores of 16 queries with the tile, eight keys a piece.
+template <int D> __device__ void mma_scores(float (&s)[MMA_KEYS / 8][4], const element* k_tile,
+                                            const unsigned (&query)[D / 16][4]) {
+  int lane = threadIdx.x % 32, key = lane / 16 * 8 + lane % 8, column = lane / 8 % 2 * 8;
+  for (int c = 0; c < MMA_KEYS / 16; ++c)
+    for (int t = 0; t < D / 16; ++t) {
+      unsigned b[4];
+      load_tiles(b, k_tile + (16 * c + key) * (D + 8) + 16 * t + column);
+      multiply_add(s[2 * c], query[t], b[0], b[1]);
+      multiply_add(s[2 * c + 1], query[t], b[2], b[3]);
+    }
+}
+// Scores of row r (0 or 1) of this lane become weights; returns the factor for the sums so far.
+__device__ float mma_rescale(float (&s)[MMA_KEYS / 8][4], int r, float& maximum, float& total) {
+  float highest = maximum;
+  for (int c = 0; c < MMA_KEYS / 8; ++c)
+    highest = fmaxf(highest, fmaxf(s[c][2 * r], s[c][2 * r + 1]));
+  highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 1));
+  highest = fmaxf(highest, __shfl_xor_sync(0xffffffff, highest, 2));
+  float shift = highest == -INFINITY ? 0.0f : highest, factor = expf(maximum - shift);
+  maximum = highest;
+  total *= factor;
+  for (int c = 0; c < MMA_KEYS / 8; ++c)
+    for (int e = 2 * r; e < 2 * r + 2; ++e) {
+      s[c][e] = expf(s[c][e] - shift);
+      total += s[c][e];
+    }
+  return factor;
+}
+// sum += weights times V; the weights are packed into the left factor where they are.
+template <int D> __device__ void mma_blend(float (&sum)[D / 8][4], const element* v_tile,
+                                           const float (&s)[MMA_KEYS / 8][4]) {
+  int lane = threadIdx.x % 32;
+  for (int c = 0; c < MMA_KEYS / 16; ++c) {
+    const float *left = s[2 * c], *right = s[2 * c + 1];
+    unsigned p[4] = {pack(left[0], left[1]), pack(left[2], left[3]),
+                     pack(right[0], right[1]), pack(right[2], right[3])};
+    for (int t = 0; t < D / 16; ++t) {
+      unsigned b[4];
+      load_tiles_transposed(b, v_tile + (16 * c + lane % 16) * (D + 8) + 16 * t + lane / 16 * 8);
+      multiply_add(sum[2 * t], p, b[0], b[1]);
+      multiply_add(sum[2 * t + 1], p, b[2], b[3]);
+    }
+  }
+}
+"""
+
+
+FLASH_MMA = r"""
+template <int D, int WARPS>                              // d rounded up by 16; 16 queries a warp
+__global__ void flash_mma(const element* q, const element* k, const element* v, element* out,
+                          float* lse, int n_queries, int n_keys, int d, int causal, float scale) {
+  extern __shared__ __align__(128) element k_tile[];     // the queries too, at the beginning
+  element* v_tile = k_tile + max(16 * WARPS, MMA_KEYS) * (D + 8);
+  int lane = threadIdx.x % 32, own = threadIdx.x / 32 * 16, top = blockIdx.y * 16 * WARPS;
+  int i = top + own + lane / 4, column = lane % 4 * 2;   // this lane's entries: rows i and i + 8
+  size_t head = blockIdx.x;
+  const element* keys = k + head * n_keys * d;
+  const element* values = v + head * n_keys * d;
+  int visible = visible_keys(top + 16 * WARPS, n_queries, n_keys, causal);
+  load_half<D>(k_tile, 16 * WARPS, q + head * n_queries * d, top, n_queries, d);
+  __syncthreads();
+  unsigned query[D / 16][4];
+  for (int t = 0; t < D / 16; ++t)
+    load_tiles(query[t], k_tile + (own + lane % 16) * (D + 8) + 16 * t + lane / 16 * 8);
+  float sum[D / 8][4] = {}, maximum[2] = {-INFINITY, -INFINITY}, total[2] = {};
+  for (int first = 0; first < visible; first += MMA_KEYS) {
+    __syncthreads();
+    load_half<D>(k_tile, MMA_KEYS, keys, first, visible, d);
+    load_half<D>(v_tile, MMA_KEYS, values, first, visible, d);
+    __syncthreads();
+    float s[MMA_KEYS / 8][4] = {};
+    mma_scores<D>(s, k_tile, query);
+    for (int c = 0; c < MMA_KEYS / 8; ++c)
+      for (int e = 0; e < 4; ++e)
+        if (may_attend(i + e / 2 * 8, first + 8 * c + column + e % 2, n_queries, n_keys, causal))
+          s[c][e] *= scale;
+        else
+          s[c][e] = -INFINITY;
+    float factor[2];
+    for (int r = 0; r < 2; ++r) factor[r] = mma_rescale(s, r, maximum[r], total[r]);
+    for (int t = 0; t < D / 8; ++t)
+      for (int e = 0; e < 4; ++e) sum[t][e] *= factor[e / 2];
+    mma_blend<D>(sum, v_tile, s);
+  }
+  for (int e = 0; e < 4; ++e) {                          // write: two rows, even and odd columns
+    int row = i + e / 2 * 8;
+    float all = total[e / 2] + __shfl_xor_sync(0xffffffff, total[e / 2], 1);
+    all += __shfl_xor_sync(0xffffffff, all, 2);
+    for (int c = column + e % 2, t = 0; c < d && row < n_queries; c += 8, ++t)
+      out[(head * n_queries + row) * d + c] = element(all == 0.0f ? 0.0f : sum[t][e] / all);
+    if (e % 2 == 0 && column == 0 && row < n_queries)
+      lse[head * n_queries + row] = all == 0.0f ? -INFINITY : maximum[e / 2] + logf(all);
+  }
+}
+"""
 
 
 def check_blocks(block_q, block_k):
@@ -85,50 +421,55 @@ def leading_axes(q, k, v):
         got = f"{axes[0]}, {axes[1]}, {axes[2]}"
         raise ValueError(f"the leading axes of q, k and v must broadcast, got {got}") from None
 
+def check_flash_arguments(kind, q, k, v, block_q=None, block_k=None):
+    """Raise ValueError unless q, k, v and the sizes of a tile fit; TypeError unless all are of a kind (array, tensor)."""
+    check_arguments(q, k, v)
+    check_blocks(1 if block_q is None else block_q, 1 if block_k is None else block_k)
+    leading_axes(q, k, v)
+    cuda.check_kind(kind, q=q, k=k, v=v)
 
-def flash_attention_numpy(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
+
+TILE_QUERIES, TILE_KEYS = 256, 512                         # of a tile that is chosen
+TILE_SCORES = 4 * TILE_QUERIES * TILE_KEYS                 # at a time, all heads together
+
+def chosen_tile(n_queries, n_keys, block_q=None, block_k=None):
+    """Rows of a tile of queries and of keys: those given, others from the sizes."""
+    return (max(1, min(TILE_QUERIES, n_queries)) if block_q is None else block_q,
+            max(1, min(TILE_KEYS, n_keys)) if block_k is None else block_k)
+
+def parts_of(lead, size):
+    """Indices that cut leading axes into parts of at most `size` heads (a part of one head at least)."""
+    if math.prod(lead) <= size or not lead:
+        yield ()
+        return
+    step = max(1, size // max(1, math.prod(lead[1:])))
+    for first in range(0, lead[0], step):
+        for rest in parts_of(lead[1:], size):
+            yield slice(first, first + step), *rest
+
+def flash_attention_numpy(q, k, v, causal=False, scale=None, block_q=None, block_k=None):
     """Attention tile by tile: the output and the log-sum-exp of each row, without the matrix of scores, in NumPy.
 
     The oracle of flash_attention_torch and flash_attention_cuda.
-    q (..., n_queries, d_head), k (..., n_keys, d_head), v (..., n_keys, d_v); causal is aligned at the bottom right;
-    scale defaults to 1/sqrt(d_head). Returns out (..., n_queries, d_v) in the float type of q and lse (..., n_queries),
-    at least in single precision; 0 and -inf for a query with nothing to attend to. The block sizes do not change the
-    result beyond rounding. Raises ValueError when shapes do not fit or a block size is no positive whole number.
+    q (..., n_queries, d_head), k (..., n_keys, d_head), v (..., n_keys, d_v), leading axes broadcast; causal is aligned
+    at the bottom right; scale defaults to 1/sqrt(d_head). block_q, block_k: rows of a tile of queries and of keys, for
+    all leading axes at once; where one is None, it is chosen from the sizes, and few heads are taken at a time. Returns
+    out (..., n_queries, d_v) in the float type of q and lse (..., n_queries), at least in single precision; 0 and -inf
+    for a query with nothing to attend to. The sizes of tiles do not change the result beyond rounding. Raises
+    ValueError when shapes do not fit or a size is no positive whole number.
     Source: Dao 2023 (arXiv 2307.08691), algorithm 1.
     """
-    check_arguments(q, k, v)
-    check_blocks(block_q, block_k)
-    cuda.check_kind(np.ndarray, q=q, k=k, v=v)
-    work = cuda.work_type(q)                               # half precision is computed in single
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    check_flash_arguments(np.ndarray, q, k, v, block_q, block_k)
     lead = leading_axes(q, k, v)
-    q = np.broadcast_to(q, (*lead, *q.shape[-2:]))
-    n_queries, n_keys = q.shape[-2], k.shape[-2]
-    shift = n_keys - n_queries                             # query i may see the keys up to i + shift
-    out = np.zeros((*lead, n_queries, v.shape[-1]), cuda.float_type(q))
-    lse = np.full((*lead, n_queries), -np.inf, work)
-    for i in range(0, n_queries, block_q):
-        rows = np.arange(i, min(i + block_q, n_queries))
-        end = min(n_keys, rows[-1] + shift + 1) if causal else n_keys          # later keys are seen by none of the rows
-        q_i = q[..., rows[0]:rows[-1] + 1, :].astype(work) * scale
-        m = np.full((*lead, len(rows), 1), -np.inf, work)
-        ell, o = np.zeros_like(m), np.zeros((*lead, len(rows), v.shape[-1]), work)
-        for j in range(0, end, block_k):
-            k_j, v_j = (a[..., j:min(j + block_k, end), :].astype(work, copy=False) for a in (k, v))
-            s = q_i @ np.swapaxes(k_j, -1, -2)
-            columns = np.arange(j, j + s.shape[-1])
-            if causal and columns[-1] > i + shift:                             # the diagonal crosses this tile
-                s[..., columns > rows[:, None] + shift] = -np.inf
-            m_new = np.maximum(m, s.max(axis=-1, keepdims=True))
-            finite = np.where(np.isneginf(m_new), 0, m_new)
-            p = np.exp(np.subtract(s, finite, out=s), out=s)                   # in the place of the scores
-            factor = np.exp(m - finite)
-            ell = ell * factor + p.sum(axis=-1, keepdims=True)
-            o = o * factor + cuda.weighted_sum(p, v_j)
-            m = m_new
-        out[..., rows, :] = o / np.where(ell == 0, 1, ell)
-        with np.errstate(divide="ignore"):
-            lse[..., rows] = (m + np.log(ell))[..., 0]
+    rows, keys = chosen_tile(q.shape[-2], k.shape[-2], block_q, block_k)
+    heads = math.prod(lead)
+    if block_q is None or block_k is None:
+        heads = max(1, TILE_SCORES // (rows * max(keys, q.shape[-1], v.shape[-1])))
+    out = np.zeros((*lead, q.shape[-2], v.shape[-1]), cuda.float_type(q))
+    lse = np.zeros((*lead, q.shape[-2]), cuda.work_type(q))
+    q, k, v = (np.broadcast_to(a, (*lead, *a.shape[-2:])) for a in (q, k, v))
+    for part in parts_of(lead, heads):
+        out[part], lse[part] = tiled_attention(q[part], k[part], v[part], causal, scale, rows, keys)
     return out, lse
 
 
@@ -166,20 +507,6 @@ def check_backward(q, k, v, out, lse, d_out):
         if tuple(array.shape) != tuple(expected):
             raise ValueError(f"{name} must have the shape {tuple(expected)}, got {tuple(array.shape)}")
 
-def backward_tiles(n_queries, n_keys, causal, block=64):
-    """The tiles that a backward pass visits, keys outside: (slice of queries, slice of keys, mask or None) for each.
-
-    The mask is boolean (rows, columns), True = may attend; None where all of a tile may.
-    """
-    shift = n_keys - n_queries
-    for j in range(0, n_keys, block):
-        for i in range(0, n_queries, block):
-            rows, columns = slice(i, min(i + block, n_queries)), slice(j, min(j + block, n_keys))
-            if not causal or columns.stop - 1 <= i + shift:
-                yield rows, columns, None
-            elif j <= rows.stop - 1 + shift:
-                yield rows, columns, np.arange(j, columns.stop) <= np.arange(i, rows.stop)[:, None] + shift
-
 
 def flash_attention_backward_numpy(q, k, v, out, lse, d_out, causal=False, scale=None):
     """Gradients of flash_attention_numpy's output with respect to q, k and v: weights are computed again, in NumPy.
@@ -203,7 +530,7 @@ def flash_attention_backward_numpy(q, k, v, out, lse, d_out, causal=False, scale
         k_j, v_j = k[..., columns, :], v[..., columns, :]
         s = q_i @ np.swapaxes(k_j, -1, -2) * scale
         if allowed is not None:
-            s[..., ~allowed] = -np.inf
+            s[..., ~allowed.numpy()] = -np.inf
         p = np.exp(s - lse[..., rows, None])
         d_p = d_out_i @ np.swapaxes(v_j, -1, -2)
         d_s = p * (d_p - D[..., rows, None]) * scale
@@ -242,28 +569,14 @@ def flash_forward_torch(q, k, v, causal, scale, block_q, block_k):
     return out, lse
 
 
-@torch.no_grad()
 def flash_attention_backward_torch(q, k, v, out, lse, d_out, causal=False, scale=None):
     """Gradients as flash_attention_backward_numpy computes them, in PyTorch; arguments, shapes and errors as there."""
     check_backward(q, k, v, out, lse, d_out)
     cuda.check_kind(torch.Tensor, q=q, k=k, v=v, out=out, lse=lse, d_out=d_out)
-    work = cuda.work_type(q)
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    types = [cuda.float_type(a) for a in (q, k, v)]
-    q, k, v, out, d_out = (a.detach().to(work) for a in (q, k, v, out, d_out))
-    d_q, d_k, d_v = (torch.zeros_like(a) for a in (q, k, v))
-    lse = lse.masked_fill(lse == -math.inf, math.inf)
-    D = (d_out * out).sum(-1)
-    for rows, columns, allowed in backward_tiles(q.shape[-2], k.shape[-2], causal):
-        s = q[..., rows, :] @ k[..., columns, :].mT * scale
-        if allowed is not None:
-            s.masked_fill_(~torch.from_numpy(allowed).to(q.device), -math.inf)
-        p = torch.exp(s - lse[..., rows, None])
-        d_s = p * (d_out[..., rows, :] @ v[..., columns, :].mT - D[..., rows, None]) * scale
-        d_v[..., columns, :] += p.mT @ d_out[..., rows, :]
-        d_k[..., columns, :] += d_s.mT @ q[..., rows, :]
-        d_q[..., rows, :] += d_s @ k[..., columns, :]
-    return tuple(gradient.to(type_) for gradient, type_ in zip((d_q, d_k, d_v), types))
+    work, types = cuda.work_type(q), [cuda.float_type(a) for a in (q, k, v)]
+    q, k, v, out, lse, d_out = (a.detach().to(work) for a in (q, k, v, out, lse, d_out))
+    gradients = tile_gradients(q, k, v, out, lse, d_out, causal, scale)
+    return tuple(gradient.to(type_) for gradient, type_ in zip(gradients, types))
 
 
 class FlashAttention(torch.autograd.Function):
@@ -284,19 +597,20 @@ class FlashAttention(torch.autograd.Function):
         return *gradients, None, None, None, None
 
 @cuda.skip_unseen
-def flash_attention_torch(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
+def flash_attention_torch(q, k, v, causal=False, scale=None, block_q=None, block_k=None):
     """Attention tile by tile in PyTorch; arguments, shapes and errors as flash_attention_numpy.
 
     Differentiable in q, k and v through the output; the log-sum-exp carries no gradient. Half precision is computed in
     single.
     """
-    check_arguments(q, k, v)
-    cuda.check_kind(torch.Tensor, q=q, k=k, v=v)
-    check_blocks(block_q, block_k)
+    check_flash_arguments(torch.Tensor, q, k, v, block_q, block_k)
     lead = leading_axes(q, k, v)
     q, k, v = (t if t.is_floating_point() else t.double() for t in (q, k, v))
     q, k, v = (t.expand(*lead, *t.shape[-2:]) for t in (q, k, v))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    if block_q is None:                                    # fewer rows of more heads, so that the scores stay few
+        block_q = max(16, min(TILE_QUERIES, q.shape[-2], TILE_SCORES // max(1, math.prod(lead) * TILE_KEYS)))
+    _, block_k = chosen_tile(q.shape[-2], k.shape[-2], block_q, block_k)
     return FlashAttention.apply(q, k, v, causal, scale, block_q, block_k)
 
 
@@ -339,30 +653,6 @@ def attend_block(state, q, k, v, q_positions, k_positions, causal, scale):
     with np.errstate(divide="ignore"):
         out, lse = cuda.weighted_sum(p, v) / np.where(ell == 0, 1, ell)[..., None], m + np.log(ell)
     return merge_by_lse([state[0], out], [state[1], lse])
-
-
-def ring_attention_numpy(q, k, v, positions, causal=False, scale=None):
-    """Ring attention in one process: each rank attends to the blocks of all ranks, one after another, and merges.
-
-    q, k (n_ranks, n_local, d_head), v (n_ranks, n_local, d_v), positions integers (n_ranks, n_local): where each token
-    stands in the sequence; causal: a query may see keys at its own position and before. scale defaults to
-    1/sqrt(d_head). Returns (n_ranks, n_local, d_v).
-    Source: Liu, Zaharia and Abbeel 2023 (arXiv 2310.01889), algorithm 1.
-    """
-    check_arguments(q, k, v)
-    q, k, v = (a.astype(cuda.float_type(a), copy=False) for a in (q, k, v))
-    if q.ndim != 3 or k.shape != q.shape or positions.shape != q.shape[:2]:
-        raise ValueError("q, k and positions must be (n_ranks, n_local, d_head), the same, and (n_ranks, n_local), got "
-                         f"shapes {q.shape}, {k.shape} and {positions.shape}")
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    results = np.zeros((*q.shape[:-1], v.shape[-1]), q.dtype)
-    for rank in range(len(q)):
-        state = results[rank], np.full(q.shape[1], -np.inf, q.dtype)
-        for step in range(len(q)):
-            held = (rank - step) % len(q)
-            state = attend_block(state, q[rank], k[held], v[held], positions[rank], positions[held], causal, scale)
-        results[rank] = state[0]
-    return results
 
 
 LOST_CONTACT = 5                                           # exit code of a rank whose neighbour went away
@@ -521,50 +811,6 @@ __global__ void flash_rows(const float* q, const float* k, const float* v, float
   for (int t = 0; t < D; ++t)
     if (t < d) out[(head * n_queries + i) * d + t] = total == 0.0f ? 0.0f : sum[t] / total;
   lse[head * n_queries + i] = total == 0.0f ? -INFINITY : maximum + logf(total);
-}
-"""
-
-
-FLASH_SHARED = r"""
-__global__ void flash_shared(const float* q, const float* k, const float* v, float* out, float* lse,
-                             int n_queries, int n_keys, int d, int causal, float scale) {
-  extern __shared__ float shared[];
-  int stride = d + PAD, x = threadIdx.x, y = threadIdx.y, i = blockIdx.y * TILE + y;
-  float *q_tile = shared, *k_tile = q_tile + TILE * stride, *v_tile = k_tile + TILE * stride;
-  float *o_row = v_tile + TILE * stride + y * stride, *p_row = shared + 4 * TILE * stride + y * (TILE + PAD);
-  size_t head = blockIdx.x;
-  q += head * n_queries * d, k += head * n_keys * d, v += head * n_keys * d;
-  int visible = visible_keys((blockIdx.y + 1) * TILE, n_queries, n_keys, causal);
-  load_rows(q_tile, TILE, d, stride, q, blockIdx.y * TILE, n_queries, d);
-  for (int c = x; c < d; c += TILE) o_row[c] = 0.0f;
-  float maximum, total;
-  maximum = -INFINITY, total = 0.0f;
-  for (int first = 0; first < visible; first += TILE) {
-    // load
-    __syncthreads();                                     // the tiles of the last round have been used
-    load_rows(k_tile, TILE, d, stride, k, first, visible, d);
-    load_rows(v_tile, TILE, d, stride, v, first, visible, d);
-    __syncthreads();                                     // the new tiles have arrived
-    // score
-    float s = 0.0f;
-    for (int t = 0; t < d; ++t) s += q_tile[y * stride + t] * k_tile[x * stride + t];
-    s = may_attend(i, first + x, n_queries, n_keys, causal) ? scale * s : -INFINITY;
-    // rescale
-    float highest = fmaxf(maximum, row_max(s)), shift = highest == -INFINITY ? 0.0f : highest;
-    float factor = expf(maximum - shift), weight = expf(s - shift);
-    maximum = highest, total = factor * total + row_sum(weight);
-    p_row[x] = weight;
-    __syncwarp();                                        // a row of the tile belongs to one warp
-    // accumulate
-    for (int c = x; c < d; c += TILE) {
-      float sum = factor * o_row[c];
-      for (int r = 0; r < TILE; ++r) sum += p_row[r] * v_tile[r * stride + c];
-      o_row[c] = sum;
-    }
-  }
-  if (i >= n_queries) return;
-  for (int c = x; c < d; c += TILE) out[(head * n_queries + i) * d + c] = total == 0.0f ? 0.0f : o_row[c] / total;
-  if (x == 0) lse[head * n_queries + i] = total == 0.0f ? -INFINITY : maximum + logf(total);
 }
 """
 
@@ -821,116 +1067,6 @@ __global__ void flash_tensor_cores(const element* q, const element* k, const ele
 """
 
 
-def flash_bytes(n_queries, n_keys, d, block_q, causal=False, itemsize=4):
-    """Bytes of global memory that one head of a flash kernel asks for: (loaded, stored), exactly.
-
-    block_q: queries of a block; itemsize: bytes of an entry of q, k, v and the output. The log-sum-exp has 4 bytes.
-    """
-    last = [min(first + block_q, n_queries) for first in range(0, n_queries, block_q)]     # one after each block's last
-    visible = sum(max(0, end + n_keys - n_queries) if causal else n_keys for end in last)
-    return itemsize * (n_queries * d + 2 * d * visible), itemsize * n_queries * d + 4 * n_queries
-
-
-@functools.cache
-def flash_kernel(rung, *template):
-    """One rung of the ladder, compiled on first use: "rows", "shared", "registers", "half" or "bfloat16"."""
-    if rung == "rows":
-        return cuda.compile(FLASH_HEAD + FLASH_ROWS, name="flash_rows", template=template)
-    if rung == "shared":
-        return cuda.compile(FLASH_HEAD + FLASH_SHARED, name="flash_shared")
-    if rung == "registers":
-        return cuda.compile(FLASH_HEAD + SWIZZLE + CHUNKS + REGISTER_STEPS + FLASH_REGISTERS, name="flash_registers",
-                            template=template)
-    if rung == "half":
-        return cuda.compile(FLASH_HEAD + HALF_TILES + HALF_ROWS + FLASH_TENSOR_CORES, name="flash_tensor_cores",
-                            template=template)
-    return cuda.compile(FLASH_HEAD + HALF_TILES.replace("typedef half", "typedef __nv_bfloat16") + HALF_ROWS
-                        + FLASH_TENSOR_CORES, name="flash_tensor_cores", template=template)
-
-def registers_bytes(width, rows, keys):
-    """Shared memory of flash_registers<width, rows, keys>."""
-    return 4 * (width * (rows + 2 * keys) + rows * (keys + (16 if keys % 32 == 0 else 0)))
-
-def tensor_cores_bytes(width, rows, keys):
-    """Shared memory of flash_tensor_cores<width, rows, keys>."""
-    return 4 * rows * (width + keys + 8) + 2 * ((rows + 2 * keys) * (width + 8) + rows * (keys + 8))
-
-def tile_sizes(block_q, block_k, shared_bytes, available=48 * 1024):
-    """Multiples of 16 up to 64, near those asked for, that fit: (queries, keys). The keys give way first."""
-    rows, keys = (min(64, 16 * math.ceil(block / 16)) for block in (block_q, block_k))
-    while shared_bytes(rows, keys) > available and (rows, keys) != (16, 16):
-        rows, keys = (rows, keys - 16) if keys > 16 else (rows - 16, keys)
-    return rows, keys
-
-
-def flash_launch(rung, q, k, v, causal=False, scale=None, block_q=64, block_k=64):
-    """What launches a rung on tensors (heads, seq, d) of its type: kernel, (grid, block, shared bytes), arguments.
-
-    The fourth and fifth argument are the output and the log-sum-exp, single precision, both to be written.
-    """
-    (n_heads, n_queries, d), n_keys = q.shape, k.shape[1]
-    step = 32 if rung == "registers" else 16
-    width = step * math.ceil(d / step)
-    if rung == "rows":
-        template, rows, block, shared = (width,), 64, 64, 0
-    elif rung == "shared":
-        template, rows, block, shared = (), 16, (16, 16), 4 * 16 * (4 * (d + 1) + 17)
-    else:
-        needs = functools.partial(registers_bytes if rung == "registers" else tensor_cores_bytes, width)
-        rows, keys = tile_sizes(block_q, block_k, needs)
-        template, shared = (width, rows, keys), needs(rows, keys)
-        block = (16, 16) if rung == "registers" else 2 * rows                             # a warp for 16 queries
-    out = torch.zeros_like(q)
-    lse = torch.full((n_heads, n_queries), -math.inf, device=q.device)
-    scale = 1 / math.sqrt(d) if scale is None else float(scale)
-    arguments = q, k, v, out, lse, n_queries, n_keys, d, int(causal), scale
-    return flash_kernel(rung, *template), ((n_heads, math.ceil(n_queries / rows)), block, shared), arguments
-
-
-def as_heads(arrays, dtype):
-    """Arrays or tensors (..., seq, d) as tensors (heads, seq, d) of one type, and their leading axes.
-
-    A smaller last axis is filled up with zeros, which change no dot product.
-    """
-    tensors = cuda.on_device(*arrays, dtype=dtype)
-    lead, d = torch.broadcast_shapes(*(t.shape[:-2] for t in tensors)), max(t.shape[-1] for t in tensors)
-    heads = []
-    for t in tensors:
-        t = F.pad(t, (0, d - t.shape[-1])).expand(*lead, t.shape[-2], d)
-        t = t.reshape(math.prod(lead), t.shape[-2], d).contiguous()
-        heads.append(t.clone() if t.data_ptr() % 16 else t)                     # chunks begin at multiples of 16 bytes
-    return heads, lead
-
-
-@cuda.skip_unseen
-def flash_attention_cuda(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
-    """Exact attention that never stores the scores, as a CUDA kernel; arguments and errors as flash_attention_numpy.
-
-    q (..., n_queries, d), k (..., n_keys, d), v (..., n_keys, d_v), leading axes broadcast. NumPy arrays and CPU
-    tensors run on the CPU, CUDA tensors on the GPU. Half precision and bfloat16 use tensor cores and sum in single
-    precision; other types are computed in single. Returns (out, lse): out (..., n_queries, d_v) in the kind and type of
-    q, lse (..., n_queries) in double for double and in single otherwise. A query with nothing to attend to has output
-    0 and lse -inf. Not differentiable. The kernel takes tiles near block_q and block_k: multiples of 16 up to 64,
-    smaller where shared memory is short. d up to 1,184, on sm_80 864, on sm_120 512. Raises ValueError when shapes or
-    block sizes do not fit.
-    Source: Dao 2023 (FlashAttention-2, arXiv 2307.08691), algorithm 1.
-    """
-    check_arguments(q, k, v)
-    check_blocks(block_q, block_k)
-    leading_axes(q, k, v)
-    dtype = cuda.float_type(q)
-    rung = {"float16": "half", "bfloat16": "bfloat16"}.get(str(dtype).removeprefix("torch."), "registers")
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    heads, lead = as_heads((q, k, v), {"half": torch.float16, "bfloat16": torch.bfloat16}.get(rung, torch.float32))
-    kernel, launch, arguments = flash_launch(rung, *heads, causal, scale, block_q, block_k)
-    out, lse = arguments[3:5]
-    if out.numel() and k.shape[-2]:
-        kernel.fast[launch](*arguments)
-    out = out[..., :v.shape[-1]].reshape(*lead, q.shape[-2], v.shape[-1])
-    lse_type = torch.float64 if str(dtype).endswith("float64") else torch.float32
-    return cuda.like(out, q), cuda.like(lse.reshape(*lead, q.shape[-2]), q, lse_type)
-
-
 FLASH_D_Q = r"""
 __device__ float dot_rows(const float* a, const float* b, int d) {
   float sum = 0.0f;
@@ -1013,6 +1149,130 @@ __global__ void flash_d_kv(const float* q, const float* k, const float* v, const
       d_k[row * d + x + TILE * c] = scale * k_sum[c], d_v[row * d + x + TILE * c] = v_sum[c];
 }
 """
+
+
+def flash_bytes(n_queries, n_keys, d, block_q, causal=False, itemsize=4):
+    """Bytes of global memory that one head of a flash kernel asks for: (loaded, stored), exactly.
+
+    block_q: queries of a block; itemsize: bytes of an entry of q, k, v and the output. The log-sum-exp has 4 bytes.
+    """
+    last = [min(first + block_q, n_queries) for first in range(0, n_queries, block_q)]     # one after each block's last
+    visible = sum(max(0, end + n_keys - n_queries) if causal else n_keys for end in last)
+    return itemsize * (n_queries * d + 2 * d * visible), itemsize * n_queries * d + 4 * n_queries
+
+
+@functools.cache
+def flash_kernel(rung, *template):
+    """One rung of the ladder, compiled on first use: "rows", "shared", "registers", "half", "bfloat16" or "mma"."""
+    if rung == "rows":
+        return cuda.compile(FLASH_HEAD + FLASH_ROWS, name="flash_rows", template=template)
+    if rung == "shared":
+        return cuda.compile(FLASH_HEAD + FLASH_SHARED, name="flash_shared")
+    if rung == "registers":
+        return cuda.compile(FLASH_HEAD + SWIZZLE + CHUNKS + REGISTER_STEPS + FLASH_REGISTERS, name="flash_registers",
+                            template=template)
+    if rung == "mma":
+        return cuda.compile(FLASH_HEAD + HALF_TILES + MMA + MMA_STEPS + FLASH_MMA, name="flash_mma", template=template)
+    if rung == "half":
+        return cuda.compile(FLASH_HEAD + HALF_TILES + HALF_ROWS + FLASH_TENSOR_CORES, name="flash_tensor_cores",
+                            template=template)
+    return cuda.compile(FLASH_HEAD + HALF_TILES.replace("typedef half", "typedef __nv_bfloat16") + HALF_ROWS
+                        + FLASH_TENSOR_CORES, name="flash_tensor_cores", template=template)
+
+def registers_bytes(width, rows, keys):
+    """Shared memory of flash_registers<width, rows, keys>."""
+    return 4 * (width * (rows + 2 * keys) + rows * (keys + (16 if keys % 32 == 0 else 0)))
+
+def tensor_cores_bytes(width, rows, keys):
+    """Shared memory of flash_tensor_cores<width, rows, keys>."""
+    return 4 * rows * (width + keys + 8) + 2 * ((rows + 2 * keys) * (width + 8) + rows * (keys + 8))
+
+def mma_bytes(width, warps):
+    """Shared memory of flash_mma<width, warps>: keys and values, 64 at a time; the queries pass through the keys' place."""
+    return 2 * (width + 8) * (max(16 * warps, 64) + 64)
+
+def tile_sizes(block_q, block_k, shared_bytes, available=48 * 1024):
+    """Multiples of 16 up to 64, near those asked for, that fit: (queries, keys). The keys give way first."""
+    rows, keys = (min(64, 16 * math.ceil(block / 16)) for block in (block_q, block_k))
+    while shared_bytes(rows, keys) > available and (rows, keys) != (16, 16):
+        rows, keys = (rows, keys - 16) if keys > 16 else (rows - 16, keys)
+    return rows, keys
+
+
+def flash_launch(rung, q, k, v, causal=False, scale=None, block_q=None, block_k=None):
+    """What launches a rung on tensors (heads, seq, d) of its type: kernel, (grid, block, shared bytes), arguments.
+
+    rung: as in flash_kernel; "large" are register tiles of 128 x 128, which need more shared memory than 48 KB, and "mma"
+    takes 128 queries, d up to 128. The fourth and fifth argument are the output and the log-sum-exp, in single
+    precision, both to be written.
+    """
+    (n_heads, n_queries, d), n_keys = q.shape, k.shape[1]
+    block_q, block_k = (64 if block is None else block for block in (block_q, block_k))
+    step = 32 if rung in ("registers", "large") else 16
+    width = step * math.ceil(d / step)
+    if rung == "rows":
+        template, rows, block, shared = (width,), 64, 64, 0
+    elif rung == "shared":
+        template, rows, block, shared = (), 16, (16, 16), 4 * 16 * (4 * (d + 1) + 17)
+    elif rung == "large":
+        template, rows, block, shared = (width, 128, 128), 128, (16, 16), registers_bytes(width, 128, 128)
+    elif rung == "mma":
+        template, rows, block, shared = (width, 8), 128, 256, mma_bytes(width, 8)
+    else:
+        needs = functools.partial(registers_bytes if rung == "registers" else tensor_cores_bytes, width)
+        rows, keys = tile_sizes(block_q, block_k, needs)
+        template, shared = (width, rows, keys), needs(rows, keys)
+        block = (16, 16) if rung == "registers" else 2 * rows                             # a warp for 16 queries
+    out = torch.zeros_like(q)
+    lse = torch.full((n_heads, n_queries), -math.inf, device=q.device)
+    scale = 1 / math.sqrt(d) if scale is None else float(scale)
+    arguments = q, k, v, out, lse, n_queries, n_keys, d, int(causal), scale
+    rung = "registers" if rung == "large" else rung
+    return flash_kernel(rung, *template), ((n_heads, math.ceil(n_queries / rows)), block, shared), arguments
+
+
+def as_heads(arrays, dtype):
+    """Arrays or tensors (..., seq, d) as tensors (heads, seq, d) of one type, and their leading axes.
+
+    A smaller last axis is filled up with zeros, which change no dot product.
+    """
+    tensors = cuda.on_device(*arrays, dtype=dtype)
+    lead, d = torch.broadcast_shapes(*(t.shape[:-2] for t in tensors)), max(t.shape[-1] for t in tensors)
+    heads = []
+    for t in tensors:
+        t = F.pad(t, (0, d - t.shape[-1])).expand(*lead, t.shape[-2], d)
+        t = t.reshape(math.prod(lead), t.shape[-2], d).contiguous()
+        heads.append(t.clone() if t.data_ptr() % 16 else t)                     # chunks begin at multiples of 16 bytes
+    return heads, lead
+
+
+@cuda.skip_unseen
+def flash_attention_cuda(q, k, v, causal=False, scale=None, block_q=None, block_k=None):
+    """Exact attention that never stores the scores, as a CUDA kernel; arguments and errors as flash_attention_numpy.
+
+    q (..., n_queries, d), k (..., n_keys, d), v (..., n_keys, d_v), leading axes broadcast. NumPy arrays and CPU
+    tensors run on the CPU, CUDA tensors on the GPU. Half precision and bfloat16 use tensor cores and sum in single
+    precision; other types are computed in single. Returns (out, lse): out (..., n_queries, d_v) in the kind and type of
+    q, lse (..., n_queries) in double for double and in single otherwise. A query with nothing to attend to has output
+    0 and lse -inf. Not differentiable. The kernel takes tiles near block_q and block_k: multiples of 16 up to 64
+    (64 by default), smaller where shared memory is short. d up to 1,184, on sm_80 864, on sm_120 512. Raises ValueError when shapes or
+    block sizes do not fit.
+    Source: Dao 2023 (FlashAttention-2, arXiv 2307.08691), algorithm 1.
+    """
+    check_arguments(q, k, v)
+    check_blocks(*(1 if block is None else block for block in (block_q, block_k)))
+    leading_axes(q, k, v)
+    dtype = cuda.float_type(q)
+    rung = {"float16": "half", "bfloat16": "bfloat16"}.get(str(dtype).removeprefix("torch."), "registers")
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    heads, lead = as_heads((q, k, v), {"half": torch.float16, "bfloat16": torch.bfloat16}.get(rung, torch.float32))
+    kernel, launch, arguments = flash_launch(rung, *heads, causal, scale, block_q, block_k)
+    out, lse = arguments[3:5]
+    if out.numel() and k.shape[-2]:
+        kernel.fast[launch](*arguments)
+    out = out[..., :v.shape[-1]].reshape(*lead, q.shape[-2], v.shape[-1])
+    lse_type = torch.float64 if str(dtype).endswith("float64") else torch.float32
+    return cuda.like(out, q), cuda.like(lse.reshape(*lead, q.shape[-2]), q, lse_type)
 
 
 @functools.cache

@@ -76,8 +76,8 @@ def course_launches():
         attention.attention_cuda(q, k, v)
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             flash.flash_attention_cuda(q.to(dtype), k.to(dtype), v.to(dtype))
-        for rung in ("rows", "shared"):
-            kernel, launch, arguments = flash.flash_launch(rung, q[0], k[0], v[0])
+        for rung, dtype in (("rows", q.dtype), ("shared", q.dtype), ("large", q.dtype), ("mma", torch.float16)):
+            kernel, launch, arguments = flash.flash_launch(rung, *(a[0].to(dtype) for a in (q, k, v)))
             kernel.fast[launch](*arguments)
         out, lse = flash.flash_attention_cuda(q, k, v)
         flash.flash_attention_backward_cuda(q, k, v, out, lse, normal(*out.shape))

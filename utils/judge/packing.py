@@ -28,6 +28,8 @@ class _Pickler(cloudpickle.Pickler):
     def reducer_override(self, thing):
         if isinstance(thing, types.ModuleType) and thing.__name__.partition(".")[0] == "attention":
             raise pickle.PicklingError(f"the module {thing.__name__}: write `from {thing.__name__} import ...`")
+        if type(thing).__name__ == "FunctionMeta" and thing.__module__.partition(".")[0] == "attention":
+            return thing.__qualname__  # a torch.autograd.Function has parts in C++: the worker imports it
         return super().reducer_override(thing)
 
 

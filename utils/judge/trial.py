@@ -168,7 +168,8 @@ class FunctionTrial(Trial):
     def largest_exp(self, *args, **kwargs):
         """Elements of the largest array that went through exp, NumPy's or torch's, for a result that is right."""
         reply = self.reply_to(self._call(args, kwargs), args, kwargs, measure=True)
-        self.compared(reply, precision(self.calls[-1].arguments))
+        arguments = self.calls[-1].arguments
+        self.compared(reply, precision(arguments), _array_type(arguments))
         return reply.largest
 
     def memory(self, *args, **kwargs):

@@ -1,209 +1,102 @@
 """Answers to the exercises of lecture 06 as learners write them: right ones, unlike the lecture's, and wrong ones.
 
 WRONG pairs each wrong answer with words that the report must contain. The known mistakes of utils/exercises/lecture_06/
-are further wrong answers.
+are further wrong answers. Those in PyTorch and in CUDA, and those of the loop over tiles, stand in files of their own.
 """
 
 import numpy as np
+import torch
 
 from tests.lectures.collect import collect
-from tests.lectures.lecture_06 import answers_forward
-from tests.lectures.lecture_06 import answers_kernels as kernels_06
-from tests.lectures.lecture_06.answers_forward import keys_outside, scale_of
+from tests.lectures.lecture_06 import answers_forward, answers_kernels, answers_torch
+from tests.lectures.lecture_06.answers_forward import in_one_piece, keys_outside, scale_of
 
-RIGHT, WRONG, right, wrong = collect(kernels_06, answers_forward)
-
-
-# --- 6.5 -------------------------------------------------------------------------------------------------------------
+RIGHT, WRONG, right, wrong = collect(answers_kernels, answers_forward, answers_torch)
 
 
-@wrong("6.5", "scores go through exp at once, of 70,200 in all")
-def gradients_in_torch(q, k, v, out, lse, d_out, causal=False, scale=None):
-    import torch
-
-    tensors = [torch.from_numpy(a.astype(float)).requires_grad_() for a in (q, k, v)]
-    s = scale_of(q, scale) * tensors[0] @ tensors[1].mT
-    allowed = torch.from_numpy(np.tri(*s.shape[-2:], s.shape[-1] - s.shape[-2], dtype=bool) | (not causal))
-    p = torch.exp(s.masked_fill(~allowed, -1e9) - torch.from_numpy(np.where(np.isneginf(lse), np.inf, lse))[..., None])
-    p = p / p.detach().sum(-1, keepdim=True).clamp(min=1e-300)
-    given = torch.from_numpy(d_out.astype(float))
-    weighted = (p.detach() * (given @ tensors[2].mT).detach()).sum(-1, keepdim=True)
-    inner = p.detach() * ((given @ tensors[2].mT).detach() - weighted)
-    d_q, d_k = torch.autograd.grad(s, tensors[:2], inner)
-    return tuple(a.numpy().astype(q.dtype) for a in (d_q, d_k, p.detach().mT @ given))
+# --- 6C --------------------------------------------------------------------------------------------------------------
 
 
-@right("6.5")
-def queries_one_by_one(q, k, v, out, lse, d_out, causal=False, scale=None):
-    scale, shift = scale_of(q, scale), k.shape[-2] - q.shape[-2]
-    d_q, d_k, d_v = (np.zeros_like(a) for a in (q, k, v))
-    for i in range(q.shape[-2]):
-        end = max(0, i + 1 + shift) if causal else k.shape[-2]
-        if not end:
-            continue
-        k_i, v_i = k[..., :end, :], v[..., :end, :]
-        p = np.exp(scale * np.einsum("...jd,...d->...j", k_i, q[..., i, :]) - lse[..., i, None])
-        d_p = np.einsum("...jd,...d->...j", v_i, d_out[..., i, :])
-        d_s = scale * p * (d_p - (out[..., i, :] * d_out[..., i, :]).sum(-1)[..., None])
-        d_q[..., i, :] = np.einsum("...j,...jd->...d", d_s, k_i)
-        d_k[..., :end, :] += d_s[..., None] * q[..., i, None, :]
-        d_v[..., :end, :] += p[..., None] * d_out[..., i, None, :]
-    return d_q, d_k, d_v
+def rows_to_try(seed=0):
+    rng = np.random.default_rng(seed)
+    for n, m, causal in ((5, 7, False), (6, 6, True), (3, 8, True), (7, 4, True)):
+        q, k, v = rng.normal(size=(n, 3)), rng.normal(size=(m, 3)), rng.normal(size=(m, 2))
+        yield q, k, v, causal
+        yield np.full_like(q, -1000.0), abs(k) + 1, v, causal
+        yield 500.0 * np.arange(n)[:, None] * np.ones((n, 3)), k, v, causal
 
 
-def tiles(n_queries, n_keys, causal):
-    """Tiles of 64 that a backward pass visits, keys outside: slices, and who may attend in them."""
-    mask = np.tri(n_queries, n_keys, n_keys - n_queries, dtype=bool) | (not causal)
-    for j in range(0, n_keys, 64):
-        for i in range(0, n_queries, 64):
-            rows, columns = slice(i, i + 64), slice(j, j + 64)
-            if mask[rows, columns].any():
-                yield rows, columns, mask[rows, columns]
+@right("6C")
+def against_the_matrix(attend):
+    for q, k, v, causal in rows_to_try():
+        got = attend(q, k, v, causal, 0.6, 2, 3)
+        for a, b in zip(got, in_one_piece(q, k, v, causal, 0.6, len(k) - len(q))):
+            assert np.allclose(a, b)
 
 
-def tiled_backward(q, k, v, out, lse, d_out, causal, scale, visit):
-    """The given loop; `visit` does one tile."""
-    gradients = [np.zeros_like(a) for a in (q, k, v)]
-    scale = scale_of(q, scale)
-    lse = np.where(np.isneginf(lse), np.inf, lse)
-    big_d = (d_out * out).sum(axis=-1)
-    for rows, columns, allowed in tiles(q.shape[-2], k.shape[-2], causal):
-        s = q[..., rows, :] @ np.swapaxes(k[..., columns, :], -1, -2) * scale
-        visit(gradients, rows, columns, allowed, s, lse[..., rows, None], big_d[..., rows, None], q, k, v, d_out, scale)
-    return tuple(gradients)
+@right("6C")
+def with_a_loop(attend):
+    for q, k, v, causal in rows_to_try(4):
+        out, lse = attend(q, k, v, causal, 0.45, 2, 2)
+        for i in range(len(q)):
+            scores = [0.45 * float(q[i] @ k[j]) for j in range(len(k)) if not causal or j <= i + len(k) - len(q)]
+            if not scores:
+                if np.any(out[i] != 0) or lse[i] != -np.inf:
+                    raise ValueError(f"row {i} sees nothing")
+                continue
+            powers = np.exp(np.array(scores) - max(scores))
+            mean = powers @ v[: len(scores)] / powers.sum()
+            if not np.allclose(out[i], mean) or not np.isclose(lse[i], max(scores) + np.log(powers.sum())):
+                raise ValueError(f"row {i} is wrong")
 
 
-def add_tile(gradients, rows, columns, p, d_s, q, k, d_out):
-    d_q, d_k, d_v = gradients
-    d_q[..., rows, :] += d_s @ k[..., columns, :]
-    d_k[..., columns, :] += np.swapaxes(d_s, -1, -2) @ q[..., rows, :]
-    d_v[..., columns, :] += np.swapaxes(p, -1, -2) @ d_out[..., rows, :]
+@wrong("6C", "finds: the maximum starts at 1e-30")
+def random_rows_only(attend):
+    rng = np.random.default_rng(1)
+    q, k, v = rng.normal(size=(6, 4)), rng.normal(size=(9, 4)), rng.normal(size=(9, 4))
+    out, lse = attend(q, k, v, True, 0.5, 2, 4)
+    assert np.allclose(out, in_one_piece(q, k, v, True, 0.5, 3)[0])
 
 
-@right("6.5")
-def tile_after_tile(q, k, v, out, lse, d_out, causal=False, scale=None):
-    def visit(gradients, rows, columns, allowed, s, lse, big_d, q, k, v, d_out, scale):
-        p = np.where(allowed, np.exp(np.where(allowed, s, 0) - lse), 0)
-        d_s = p * (d_out[..., rows, :] @ np.swapaxes(v[..., columns, :], -1, -2) - big_d) * scale
-        add_tile(gradients, rows, columns, p, d_s, q, k, d_out)
-
-    gradients = tiled_backward(*(a.astype(float) for a in (q, k, v, out, lse, d_out)), causal, scale, visit)
-    return tuple(g.astype(q.dtype) for g in gradients)
+@wrong("6C", "What do you compare lse with?")
+def without_lse(attend):
+    for q, k, v, causal in rows_to_try():
+        out, _ = attend(q, k, v, causal, 0.6, 2, 3)
+        assert np.allclose(out, in_one_piece(q, k, v, causal, 0.6, len(k) - len(q))[0])
 
 
-@wrong("6.5", "ValueError")
-def lse_without_its_axis(q, k, v, out, lse, d_out, causal=False, scale=None):
-    def visit(gradients, rows, columns, allowed, s, lse, big_d, q, k, v, d_out, scale):
-        p = np.where(allowed, np.exp(s - lse[..., 0]), 0)
-        d_s = p * (d_out[..., rows, :] @ np.swapaxes(v[..., columns, :], -1, -2) - big_d) * scale
-        add_tile(gradients, rows, columns, p, d_s, q, k, d_out)
-
-    return tiled_backward(q, k, v, out, lse, d_out, causal, scale, visit)
+@wrong("6C", "Does the maximum of a row rise in your test after its first tile?")
+def sizes_that_fit(attend):
+    for q, k, v, causal in rows_to_try():
+        got = attend(q, k, v, causal, 0.6, len(q), len(k))
+        for a, b in zip(got, in_one_piece(q, k, v, causal, 0.6, len(k) - len(q))):
+            assert np.allclose(a, b)
 
 
-@wrong("6.5", "The mask is missing")
-def backward_unmasked(q, k, v, out, lse, d_out, causal=False, scale=None):
-    def visit(gradients, rows, columns, allowed, s, lse, big_d, q, k, v, d_out, scale):
-        p = np.exp(s - lse)
-        d_s = p * (d_out[..., rows, :] @ np.swapaxes(v[..., columns, :], -1, -2) - big_d) * scale
-        add_tile(gradients, rows, columns, p, d_s, q, k, d_out)
-
-    return tiled_backward(q, k, v, out, lse, d_out, causal, scale, visit)
+@wrong("6C", "With which scale do you call it?")
+def default_scale(attend):
+    for q, k, v, causal in rows_to_try():
+        got = attend(q, k, v, causal, 3**-0.5, 2, 3)
+        for a, b in zip(got, in_one_piece(q, k, v, causal, None, len(k) - len(q))):
+            assert np.allclose(a, b)
 
 
-@wrong("6.5", "Each tile adds to dV")
-def backward_d_v_overwritten(q, k, v, out, lse, d_out, causal=False, scale=None):
-    def visit(gradients, rows, columns, allowed, s, lse, big_d, q, k, v, d_out, scale):
-        p = np.exp(np.where(allowed, s, -np.inf) - lse)
-        d_s = p * (d_out[..., rows, :] @ np.swapaxes(v[..., columns, :], -1, -2) - big_d) * scale
-        gradients[2][..., columns, :] = 0
-        add_tile(gradients, rows, columns, p, d_s, q, k, d_out)
-
-    return tiled_backward(q, k, v, out, lse, d_out, causal, scale, visit)
+@wrong("6C", "A test says no with an exception")
+def returns_a_verdict(attend):
+    q, k, v, causal = next(rows_to_try())
+    return np.allclose(attend(q, k, v, causal, 0.6, 2, 3)[0], in_one_piece(q, k, v, causal, 0.6, 2)[0])
 
 
-@wrong("6.5", "D is missing")
-def backward_without_d(q, k, v, out, lse, d_out, causal=False, scale=None):
-    def visit(gradients, rows, columns, allowed, s, lse, big_d, q, k, v, d_out, scale):
-        p = np.exp(np.where(allowed, s, -np.inf) - lse)
-        d_s = p * (d_out[..., rows, :] @ np.swapaxes(v[..., columns, :], -1, -2)) * scale
-        add_tile(gradients, rows, columns, p, d_s, q, k, d_out)
-
-    return tiled_backward(q, k, v, out, lse, d_out, causal, scale, visit)
+@wrong("6C", "The right code is refused")
+def expects_equal_bits(attend):
+    q, k, v, causal = next(rows_to_try())
+    assert (attend(q, k, v, causal, 0.6, 1, 1)[0] == in_one_piece(q, k, v, causal, 0.6, 2)[0] * (1 + 1e-9)).all()
 
 
-@wrong("6.5", "The scale is missing in dQ and dK")
-def backward_unscaled(q, k, v, out, lse, d_out, causal=False, scale=None):
-    def visit(gradients, rows, columns, allowed, s, lse, big_d, q, k, v, d_out, scale):
-        p = np.exp(np.where(allowed, s, -np.inf) - lse)
-        d_s = p * (d_out[..., rows, :] @ np.swapaxes(v[..., columns, :], -1, -2) - big_d)
-        add_tile(gradients, rows, columns, p, d_s, q, k, d_out)
-
-    return tiled_backward(q, k, v, out, lse, d_out, causal, scale, visit)
+# --- 6H --------------------------------------------------------------------------------------------------------------
 
 
-@wrong("6.5", "d_v: ")
-def backward_with_loud_outputs(q, k, v, out, lse, d_out, causal=False, scale=None):
-    d_q, d_k, d_v = queries_one_by_one(q, k, v, out, lse, d_out, causal, scale)
-    return d_q, d_k, d_v * (1 + 1e-3)
-
-
-@wrong("6.5", "returned the shape")
-def backward_without_leading_axes(q, k, v, out, lse, d_out, causal=False, scale=None):
-    if q.ndim > 2:
-        q, k, v, out, lse, d_out = (a[0] for a in (q, k, v, out, lse, d_out))
-    return queries_one_by_one(q, k, v, out, lse, d_out, causal, scale)
-
-
-# --- 6.6 -------------------------------------------------------------------------------------------------------------
-
-
-@right("6.6")
-def one_mask_of_squares(q, k, v, cu_queries, cu_keys, causal=False, scale=None):
-    owner_q = np.repeat(np.arange(len(cu_queries) - 1), np.diff(cu_queries))
-    owner_k = np.repeat(np.arange(len(cu_keys) - 1), np.diff(cu_keys))
-    allowed = owner_q[:, None] == owner_k
-    if causal:
-        from_the_end_q = np.asarray(cu_queries)[owner_q + 1] - np.arange(len(owner_q))
-        from_the_end_k = np.asarray(cu_keys)[owner_k + 1] - np.arange(len(owner_k))
-        allowed = allowed & (from_the_end_k >= from_the_end_q[:, None])
-    s = np.where(allowed, scale_of(q, scale) * q @ np.swapaxes(k, -1, -2), -np.inf)
-    lse = np.logaddexp.reduce(s, axis=-1)
-    return np.exp(s - np.nan_to_num(lse, neginf=0.0)[..., None]) @ v, lse
-
-
-@wrong("6.6", "The sequences see each other")
-def one_long_sequence(q, k, v, cu_queries, cu_keys, causal=False, scale=None):
-    return one_mask_of_squares(q, k, v, [0, q.shape[-2]], [0, k.shape[-2]], causal, scale)
-
-
-@wrong("6.6", "causal is forgotten")
-def never_causal(q, k, v, cu_queries, cu_keys, causal=False, scale=None):
-    return one_mask_of_squares(q, k, v, cu_queries, cu_keys, False, scale)
-
-
-@wrong("6.6", "The scale is forgotten")
-def never_scaled(q, k, v, cu_queries, cu_keys, causal=False, scale=None):
-    return one_mask_of_squares(q, k, v, cu_queries, cu_keys, causal)
-
-
-@wrong("6.6", "returned the shape")
-def without_leading_axes(q, k, v, cu_queries, cu_keys, causal=False, scale=None):
-    if q.ndim > 2:
-        q, k, v = q[0], k[0], v[0]
-    return one_mask_of_squares(q, k, v, cu_queries, cu_keys, causal, scale)
-
-
-@wrong("6.6", "nan")
-def empty_rows_are_nan(q, k, v, cu_queries, cu_keys, causal=False, scale=None):
-    out, lse = one_mask_of_squares(q, k, v, cu_queries, cu_keys, causal, scale)
-    return np.where(np.isneginf(lse)[..., None], np.nan, out), lse
-
-
-# --- 6.7 -------------------------------------------------------------------------------------------------------------
-
-
-@right("6.7")
+@right("6H")
 def blocks_hop(q, k, v, positions, causal=False, scale=None):
     """The blocks move from hand to hand, as messages would."""
     n_ranks, scale = len(q), scale_of(q, scale)
@@ -220,7 +113,7 @@ def blocks_hop(q, k, v, positions, causal=False, scale=None):
     return o / total
 
 
-@right("6.7")
+@right("6H")
 def all_at_once(q, k, v, positions, causal=False, scale=None):
     where = positions.ravel()
     flat = [a.reshape(-1, a.shape[-1]) for a in (q, k, v)]
@@ -230,24 +123,24 @@ def all_at_once(q, k, v, positions, causal=False, scale=None):
     return (p / p.sum(axis=-1, keepdims=True) @ flat[2]).reshape(*q.shape[:2], -1)
 
 
-@wrong("6.7", "Each rank sees its own block only")
+@wrong("6H", "Each rank sees its own block only")
 def no_messages(q, k, v, positions, causal=False, scale=None):
     return np.stack(
         [all_at_once(*(a[r : r + 1] for a in (q, k, v, positions)), causal, scale)[0] for r in range(len(q))]
     )
 
 
-@wrong("6.7", "causal is forgotten")
+@wrong("6H", "causal is forgotten")
 def ring_never_causal(q, k, v, positions, causal=False, scale=None):
     return all_at_once(q, k, v, positions, False, scale)
 
 
-@wrong("6.7", "not the positions in the sequence")
+@wrong("6H", "not the positions in the sequence")
 def ring_by_places(q, k, v, positions, causal=False, scale=None):
     return all_at_once(q, k, v, np.arange(positions.size).reshape(positions.shape), causal, scale)
 
 
-@wrong("6.7", "The keys' positions belong to the block's owner")
+@wrong("6H", "The keys' positions belong to the block's owner")
 def ring_with_own_positions(q, k, v, positions, causal=False, scale=None):
     out = []
     for rank, own in enumerate(positions):
@@ -258,12 +151,12 @@ def ring_with_own_positions(q, k, v, positions, causal=False, scale=None):
     return np.array(out)
 
 
-@wrong("6.7", "The scale is forgotten")
+@wrong("6H", "The scale is forgotten")
 def ring_never_scaled(q, k, v, positions, causal=False, scale=None):
     return all_at_once(q, k, v, positions, causal)
 
 
-@wrong("6.7", "nan")
+@wrong("6H", "nan")
 def ring_overflows(q, k, v, positions, causal=False, scale=None):
     where = positions.ravel()
     flat = [a.reshape(-1, a.shape[-1]) for a in (q, k, v)]
@@ -277,27 +170,28 @@ numbers = np.random.default_rng(0).standard_normal
 heads = [numbers((2, n, 16)) for n in (37, 53, 53)]
 single = [numbers((2, 3, n, 8)).astype(np.float32) for n in (9, 7, 7)]
 square = np.arange(12).reshape(3, 4)
+given = [torch.from_numpy(a) for a in (*single, *keys_outside(*single, True), numbers((2, 3, 9, 8)).astype(np.float32))]
 
 # The arguments that the cells after a check pass on, in kind: axes, dtypes, by position or by name.
 CALLS = {
-    "6.1": [
+    "6A": [
         ((np.full(3, -np.inf), np.zeros(3), numbers((3, 4))), {}),
-        ((np.array([-np.inf]), np.zeros(1), np.array([[-np.inf, -np.inf]])), {}),
+        ((np.array([2.0]), np.array([1.6]), np.array([[1.0, 0.0]])), {}),
         ((np.full((2, 5), -np.inf), np.zeros((2, 5)), numbers((2, 5, 3))), {}),
     ],
-    "6.2": [
-        (([numbers((5, 4)), numbers((5, 4))], [numbers(5), np.full(5, -np.inf)]), {}),
-        (((numbers((5, 4)), numbers((5, 4))), (numbers(5), numbers(5))), {}),
-    ],
-    "6.3": [
+    "6B": [
         ((*heads,), {}),
         ((*heads, True, None, 16, 7), {}),
         ((*single, True), {"block_q": 2, "block_k": 2}),
         ((*heads,), {"scale": 1.0}),
         ((*(a[0] for a in heads), True), {}),
     ],
-    "6.4": [((256, 256, 64, 64), {})],
-    "6.5": [((*single, *keys_outside(*single, True), numbers((2, 3, 9, 8)).astype(np.float32), True), {})],
-    "6.6": [((*(numbers((2, 10, 8)) for _ in range(3)), np.array([0, 3, 10]), np.array([0, 3, 10])), {"causal": True})],
-    "6.7": [((*(numbers((3, 4, 8)) for _ in range(3)), square, True), {})],
+    "6C": [],
+    "6D": [((*given, True), {}), ((*given,), {"causal": True, "scale": 0.4})],
+    "6E": [],
+    "6G": [
+        (([numbers((5, 4)), numbers((5, 4))], [numbers(5), np.full(5, -np.inf)]), {}),
+        (((numbers((5, 4)), numbers((5, 4))), (numbers(5), numbers(5))), {}),
+    ],
+    "6H": [((*(numbers((3, 4, 8)) for _ in range(3)), square, True), {})],
 }

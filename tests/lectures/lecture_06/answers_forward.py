@@ -1,4 +1,4 @@
-"""Answers to exercises 6.1 to 6.4: the online softmax, merging, the loop over tiles, and tiles counted."""
+"""Answers to exercises 6A, 6B and 6G: the online softmax, the loop over tiles, and merging."""
 
 import math
 
@@ -9,10 +9,10 @@ from tests.lectures.collect import collect
 RIGHT, WRONG, right, wrong = collect()
 
 
-# --- 6.1 -------------------------------------------------------------------------------------------------------------
+# --- 6A --------------------------------------------------------------------------------------------------------------
 
 
-@right("6.1")
+@right("6A")
 def one_score_at_a_time(m, ell, scores):
     m, total = np.array(m, scores.dtype), np.array(ell, scores.dtype)
     for j in range(scores.shape[-1]):
@@ -23,7 +23,7 @@ def one_score_at_a_time(m, ell, scores):
     return m, total
 
 
-@right("6.1")
+@right("6A")
 def through_torch(m, ell, scores):
     import torch
 
@@ -34,48 +34,48 @@ def through_torch(m, ell, scores):
     return m_new, np.exp(lse - np.where(np.isneginf(m_new), np.zeros_like(m_new), m_new))
 
 
-@wrong("6.1", "multiply it by exp(m - m_new)")
+@wrong("6A", "multiply it by exp(m - m_new)")
 def never_rescaled(m, ell, scores):
     m_new = np.maximum(m, scores.max(axis=-1))
     safe = np.where(np.isneginf(m_new), 0, m_new)
     return m_new, ell + np.exp(scores - safe[..., None]).sum(axis=-1)
 
 
-@wrong("6.1", "-inf minus -inf is nan")
+@wrong("6A", "-inf minus -inf is nan")
 def unguarded(m, ell, scores):
     m_new = np.maximum(m, scores.max(axis=-1))
     return m_new, ell * np.exp(m - m_new) + np.exp(scores - m_new[..., None]).sum(axis=-1)
 
 
-@wrong("6.1", "low scores vanish")
+@wrong("6A", "low scores vanish")
 def from_a_small_number(m, ell, scores):
     m_new = np.maximum(np.maximum(m, 1e-30), scores.max(axis=-1))
     return m_new, ell * np.exp(m - m_new) + np.exp(scores - m_new[..., None]).sum(axis=-1)
 
 
-@wrong("6.1", "returned float64, expected float32")
+@wrong("6A", "returned float64, expected float32")
 def doubled(m, ell, scores):
     m_new, total = one_score_at_a_time(m, ell, scores)
     return m_new.astype(np.float64), total.astype(np.float64)
 
 
-@wrong("6.1", "returned float64, expected float32")
+@wrong("6A", "returned float64, expected float32")
 def in_the_type_of_m(m, ell, scores):
     m_new = np.maximum(m, scores.max(axis=-1))
     finite = np.where(np.isneginf(m_new), 0, m_new)
     return m_new, ell * np.exp(m - finite) + np.exp(scores - finite[..., None]).sum(axis=-1)
 
 
-@wrong("6.1", "ell: expected nan for the row with a score of nan")
+@wrong("6A", "ell: expected nan for the row with a score of nan")
 def nan_turned_into_zero(m, ell, scores):
     m_new, total = one_score_at_a_time(m, ell, scores)
     return m_new, np.nan_to_num(total)
 
 
-# --- 6.2 -------------------------------------------------------------------------------------------------------------
+# --- 6G --------------------------------------------------------------------------------------------------------------
 
 
-@right("6.2")
+@right("6G")
 def merged_two_by_two(outs, lses):
     out, lse = np.array(outs[0]), np.array(lses[0])
     for next_out, next_lse in zip(outs[1:], lses[1:]):
@@ -86,7 +86,7 @@ def merged_two_by_two(outs, lses):
     return out, lse
 
 
-@right("6.2")
+@right("6G")
 def merged_in_torch(outs, lses):
     import torch
 
@@ -94,18 +94,18 @@ def merged_in_torch(outs, lses):
     return np.einsum("p...,p...d->...d", shares, np.array(outs)), np.logaddexp.reduce(np.array(lses))
 
 
-@wrong("6.2", "weigh it by its share of the sum")
+@wrong("6G", "weigh it by its share of the sum")
 def mean_of_the_parts(outs, lses):
     return np.mean(outs, axis=0), np.logaddexp.reduce(lses)
 
 
-@wrong("6.2", "is nan")
+@wrong("6G", "is nan")
 def merged_unguarded(outs, lses):
     shares = np.exp(lses - np.logaddexp.reduce(lses))
     return (shares[..., None] * outs).sum(axis=0), np.logaddexp.reduce(lses)
 
 
-@wrong("6.2", "exp overflows")
+@wrong("6G", "exp overflows")
 def merged_overflowing(outs, lses):
     weights = np.exp(lses)
     total = weights.sum(axis=0)
@@ -113,38 +113,38 @@ def merged_overflowing(outs, lses):
     return out, np.log(total)
 
 
-@wrong("6.2", "returned float64, expected float32")
+@wrong("6G", "returned float64, expected float32")
 def merged_in_double(outs, lses):
     out, lse = merged_two_by_two(outs, lses)
     return out.astype(float), lse.astype(float)
 
 
-@wrong("6.2", "TypeError in line")
+@wrong("6G", "TypeError in line")
 def merged_arrays_only(outs, lses):
     if not isinstance(lses, np.ndarray):
         raise TypeError("arrays only")
     return merged_two_by_two(outs, lses)
 
 
-@wrong("6.2", "All parts count, not only two.")
+@wrong("6G", "All parts count, not only two.")
 def merged_first_two(outs, lses):
     return merged_two_by_two(outs[:2], lses[:2])
 
 
-@wrong("6.2", "returned the shape")
+@wrong("6G", "returned the shape")
 def merged_two_only(outs, lses):
     out, lse = merged_two_by_two(outs[:2], lses[:2])
     return out[..., 0], lse
 
 
-# --- 6.3 -------------------------------------------------------------------------------------------------------------
+# --- 6B --------------------------------------------------------------------------------------------------------------
 
 
 def scale_of(q, scale):
     return 1 / math.sqrt(q.shape[-1]) if scale is None else scale
 
 
-@right("6.3")
+@right("6B")
 def keys_outside(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
     """Algorithm 1's order, with the output divided at the end."""
     work = np.result_type(q, np.float32)
@@ -169,7 +169,7 @@ def keys_outside(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
         return (o / np.where(total == 0, 1, total)).astype(q.dtype), (m + np.log(total))[..., 0]
 
 
-@right("6.3")
+@right("6B")
 def merged_tiles(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
     """Each tile by itself, then merged: what a split over keys does."""
     work = np.result_type(q, np.float32)
@@ -204,17 +204,17 @@ def in_one_piece(q, k, v, causal, scale, shift):
     return (p @ v.astype(work)).astype(q.dtype), lse
 
 
-@wrong("6.3", "Cut k and v with block_k too")
+@wrong("6B", "Are k and v cut too")
 def the_whole_matrix(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
     return in_one_piece(q, k, v, causal, scale, k.shape[-2] - q.shape[-2])
 
 
-@wrong("6.3", "Cut k and v with block_k too")
+@wrong("6B", "Are k and v cut too")
 def one_query_at_a_time(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
     return whole_rows(q, k, v, causal, scale, block_q=1)
 
 
-@wrong("6.3", "Cut k and v with block_k too")
+@wrong("6B", "Are k and v cut too")
 def whole_rows(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
     parts = [
         in_one_piece(q[..., i : i + block_q, :], k, v, causal, scale, i + k.shape[-2] - q.shape[-2])
@@ -223,7 +223,7 @@ def whole_rows(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
     return np.concatenate([out for out, _ in parts], axis=-2), np.concatenate([lse for _, lse in parts], axis=-1)
 
 
-@wrong("6.3", "The log of the sum is missing in the log-sum-exp")
+@wrong("6B", "The log of the sum is missing in the log-sum-exp")
 def maximum_for_lse(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
     out, _ = keys_outside(q, k, v, causal, scale, block_q, block_k)
     s = scale_of(q, scale) * q.astype(float) @ np.swapaxes(k, -1, -2)
@@ -232,17 +232,17 @@ def maximum_for_lse(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
     return out, s.max(axis=-1)
 
 
-@wrong("6.3", "top left")
+@wrong("6B", "top left")
 def top_left(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
     return in_one_piece(q, k, v, causal, scale, 0)
 
 
-@wrong("6.3", "returned float64, expected float32")
+@wrong("6B", "returned float64, expected float32")
 def in_double(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
     return keys_outside(*(a.astype(float) for a in (q, k, v)), causal, scale, block_q, block_k)
 
 
-@wrong("6.3", "not rescaled when the maximum rises: o")
+@wrong("6B", "not rescaled when the maximum rises: o")
 def output_never_rescaled(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
     out, lse = np.zeros((*q.shape[:-1], v.shape[-1])), np.full(q.shape[:-1], -np.inf)
     shift = k.shape[-2] - q.shape[-2]
@@ -262,51 +262,3 @@ def output_never_rescaled(q, k, v, causal=False, scale=None, block_q=64, block_k
         out[..., rows, :] = o / np.where(total == 0, 1, total)
         lse[..., rows] = (m + np.log(total))[..., 0]
     return out.astype(q.dtype), lse
-
-
-# --- 6.4 -------------------------------------------------------------------------------------------------------------
-
-
-@right("6.4")
-def counted_on_the_mask(n_queries, n_keys, block_q, block_k):
-    mask = np.tri(n_queries, n_keys, n_keys - n_queries, dtype=int)
-    allowed = np.add.reduceat(
-        np.add.reduceat(mask, np.arange(0, n_queries, block_q), 0), np.arange(0, n_keys, block_k), 1
-    )
-    sizes = np.outer(np.diff([*range(0, n_queries, block_q), n_queries]), np.diff([*range(0, n_keys, block_k), n_keys]))
-    return np.array([(allowed == sizes).sum(), ((allowed > 0) & (allowed < sizes)).sum(), (allowed == 0).sum()])
-
-
-@wrong("6.4", "top left")
-def tiles_top_left(n_queries, n_keys, block_q, block_k):
-    mask = np.tri(n_queries, n_keys, dtype=bool)
-    tiles = [
-        mask[i : i + block_q, j : j + block_k] for i in range(0, n_queries, block_q) for j in range(0, n_keys, block_k)
-    ]
-    full, some = sum(t.all() for t in tiles), sum(t.any() for t in tiles)
-    return np.array([full, some - full, len(tiles) - some])
-
-
-@wrong("6.4", "<=, not <")
-def tiles_strict(n_queries, n_keys, block_q, block_k):
-    mask = np.tri(n_queries, n_keys, n_keys - n_queries - 1, dtype=bool)
-    tiles = [
-        mask[i : i + block_q, j : j + block_k] for i in range(0, n_queries, block_q) for j in range(0, n_keys, block_k)
-    ]
-    full, some = sum(t.all() for t in tiles), sum(t.any() for t in tiles)
-    return np.array([full, some - full, len(tiles) - some])
-
-
-@wrong("6.4", "The order is full, partial, skipped")
-def tiles_backwards(n_queries, n_keys, block_q, block_k):
-    return counted_on_the_mask(n_queries, n_keys, block_q, block_k)[::-1]
-
-
-@wrong("6.4", "= (6, 4, 6)")
-def tiles_in_a_tuple(n_queries, n_keys, block_q, block_k):
-    return tuple(int(n) for n in counted_on_the_mask(n_queries, n_keys, block_q, block_k))
-
-
-@wrong("6.4", "returned a tuple of 3")
-def tiles_as_a_tuple(n_queries, n_keys, block_q, block_k):
-    return tuple(counted_on_the_mask(n_queries, n_keys, block_q, block_k))

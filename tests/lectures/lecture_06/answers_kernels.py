@@ -1,4 +1,4 @@
-"""Answers to the exercises of lecture 06 in CUDA: RIGHT and WRONG, as in lecture_01.py."""
+"""Answers to the exercises of lecture 06 in CUDA: RIGHT and WRONG, as in answers.py."""
 
 
 def change(source, *pairs):
@@ -15,16 +15,20 @@ __global__ void flash_shared(const float* q, const float* k, const float* v, flo
   extern __shared__ float shared[];
   int stride = d + PAD, x = threadIdx.x, y = threadIdx.y, i = blockIdx.y * TILE + y;
   float *q_tile = shared, *k_tile = q_tile + TILE * stride, *v_tile = k_tile + TILE * stride;
-  float *o_row = v_tile + TILE * stride + y * stride, *p_row = shared + 4 * TILE * stride + y * (TILE + PAD);
+  float *o_row = v_tile + TILE * stride + y * stride;
+  float *p_row = shared + 4 * TILE * stride + y * (TILE + PAD);
   size_t head = blockIdx.x;
-  q += head * n_queries * d, k += head * n_keys * d, v += head * n_keys * d;
+  const float* queries = q + head * n_queries * d;
+  const float* keys = k + head * n_keys * d;
+  const float* values = v + head * n_keys * d;
   int visible = visible_keys((blockIdx.y + 1) * TILE, n_queries, n_keys, causal);
-  load_rows(q_tile, TILE, d, stride, q, blockIdx.y * TILE, n_queries, d);
+  load_rows(q_tile, TILE, d, stride, queries, blockIdx.y * TILE, n_queries, d);
   for (int c = x; c < d; c += TILE) o_row[c] = 0.0f;
   float maximum, total;
   // the loop
   if (i >= n_queries) return;
-  for (int c = x; c < d; c += TILE) out[(head * n_queries + i) * d + c] = total == 0.0f ? 0.0f : o_row[c] / total;
+  float share = total == 0.0f ? 0.0f : 1.0f / total;
+  for (int c = x; c < d; c += TILE) out[(head * n_queries + i) * d + c] = o_row[c] * share;
   if (x == 0) lse[head * n_queries + i] = total == 0.0f ? -INFINITY : maximum + logf(total);
 }
 """
@@ -33,8 +37,8 @@ __global__ void flash_shared(const float* q, const float* k, const float* v, flo
 LOOP = r"""
   maximum = -INFINITY; total = 0.0f;
   for (int first = 0; first < visible; first += TILE) {
-    load_rows(k_tile, TILE, d, stride, k, first, visible, d);
-    load_rows(v_tile, TILE, d, stride, v, first, visible, d);
+    load_rows(k_tile, TILE, d, stride, keys, first, visible, d);
+    load_rows(v_tile, TILE, d, stride, values, first, visible, d);
     __syncthreads();
     bool seen = may_attend(i, first + x, n_queries, n_keys, causal);
     float s = 0.0f;
@@ -83,8 +87,8 @@ ONE_THREAD_A_ROW = r"""
   maximum = -INFINITY; total = 0.0f;
   for (int first = 0; first < visible; first += TILE) {
     __syncthreads();
-    load_rows(k_tile, TILE, d, stride, k, first, visible, d);
-    load_rows(v_tile, TILE, d, stride, v, first, visible, d);
+    load_rows(k_tile, TILE, d, stride, keys, first, visible, d);
+    load_rows(v_tile, TILE, d, stride, values, first, visible, d);
     __syncthreads();
     for (int j = 0; j < TILE && x == 0; ++j) {
       if (!may_attend(i, first + j, n_queries, n_keys, causal)) continue;
@@ -99,9 +103,9 @@ ONE_THREAD_A_ROW = r"""
   maximum = row_max(x == 0 ? maximum : -INFINITY), total = row_sum(total);
 """
 
-RIGHT = {"6.8": [flash(LOOP), flash(RIGHT_TO_LEFT), flash(GUARDED)]}
+RIGHT = {"6F": [flash(LOOP), flash(RIGHT_TO_LEFT), flash(GUARDED)]}
 WRONG = {
-    "6.8": [
+    "6F": [
         (flash_with(("maximum = -INFINITY;", "maximum = 1e-30f;")), "The maximum starts at -INFINITY"),
         (flash_with(("maximum = -INFINITY;", "maximum = 0.0f;")), "The maximum starts at -INFINITY"),
         (flash_with(("    __syncthreads();\n  }\n", "  }\n")), "before the tiles are overwritten"),
@@ -118,33 +122,12 @@ WRONG = {
         (flash_with(("s = seen ? s * scale : -INFINITY;", "s = seen ? s : -INFINITY;")), "Weights are exp(score"),
         (flash(LOOP.replace("visible", "n_keys")), "bytes are loaded, where"),
         (flash(TWICE), "bytes are loaded, where"),
-        (flash_with(("k_tile[x * stride + t];", "(seen ? k[(size_t)(first + x) * d + t] : 0.0f);")), "no number is loaded twice"),
-        (flash_with(("k_tile[x * stride + t];", "(seen ? k[(size_t)(first + x) * d + t] : 0.0f);"),
-                    ("    load_rows(k_tile, TILE, d, stride, k, first, visible, d);\n", "")), "fetches 6144 sectors where 1536 would do"),
+        (flash_with(("k_tile[x * stride + t];", "(seen ? keys[(size_t)(first + x) * d + t] : 0.0f);")), "no number is loaded twice"),
+        (flash_with(("k_tile[x * stride + t];", "(seen ? keys[(size_t)(first + x) * d + t] : 0.0f);"),
+                    ("    load_rows(k_tile, TILE, d, stride, keys, first, visible, d);\n", "")), "fetches 6144 sectors where 1536 would do"),
         (flash(ONE_THREAD_A_ROW), "requests to shared memory, where"),
         (flash_with(("    __syncthreads();\n  }\n", "    if (i < n_queries) __syncthreads();\n  }\n")), "reached by all 256 threads"),
         (flash_with(("row_max(s)", "(seen ? row_max(s) : s)")), "Barriers and shuffles need all threads"),
         (flash_with(("for (int c = x; c < d; c += TILE) {", "if (x < d) { int c = x;")), "steps of TILE while c < d"),
     ]
 }  # fmt: skip
-
-
-def place(expression):
-    return "\n__device__ int place(int row, int chunk, int chunks) {\n  return " + expression + ";\n}\n"
-
-
-RIGHT["6.9"] = [place("row * chunks + (chunk + row) % chunks"), place("row * chunks + (chunk ^ (7 - (row & 7)))")]
-WRONG["6.9"] = [
-    (place("row * chunks + chunk"), "the amount moved has to take eight values"),
-    (place("row * (chunks + 1) + chunk"), "Places row * chunks to row * chunks + chunks - 1 belong to a row"),
-    (place("row * chunks + (chunk ^ row)"), "Take the row modulo 8"),
-    (place("row * chunks + chunk + row % 8"), "outside 8 to 15"),
-    (place("row * chunks + (chunk | row % 8)"), "Two chunks at one place overwrite each other."),
-    (place("row * chunks + (chunk ^ (row % 4))"), "the amount moved has to take eight values"),
-    (place("row * chunks + (chunk + 2 * row) % chunks"), "the amount moved has to take eight values"),
-    (
-        place("row * chunks + (chunk % (chunks / 8) * 8 + chunk / (chunks / 8) + row) % chunks"),
-        "have to stay spread over the banks",
-    ),
-    (place("row * chunks + (chunk ^ (row % 8)"), "expected"),
-]

@@ -109,11 +109,36 @@ def test_peak_memory_grows_linearly_with_the_length():
     assert peaks[-1] < 4096 * 4096  # bytes: a quarter of one matrix
 
 
-def test_from_2048_tokens_on_tiles_are_at_least_as_fast_as_the_matrix():
-    calls = benchmark.contenders(2048, causal=False)
-    del calls[benchmark.TORCH]
+@pytest.mark.parametrize(("n", "causal"), [(512, True), (1024, False), (2048, False)])
+def test_tiles_that_are_chosen_are_never_slower_than_the_matrix(n, causal):
+    calls = benchmark.contenders(n, causal)
+    del calls[benchmark.TORCH], calls[benchmark.SMALL_TILES]
     times = benchmark.seconds(calls)
-    assert times[benchmark.LARGE_TILES] <= times[benchmark.NAIVE]
+    assert times[benchmark.CHOSEN_TILES] <= times[benchmark.NAIVE]
+
+
+@pytest.mark.parametrize(("lead", "n"), [((4,), 2048), ((3, 40), 512), ((5000, 1), 16), ((), 1500)])
+def test_chosen_tiles_take_no_more_than_12_megabytes_beyond_inputs_and_output(lead, n):
+    q, k, v = draw((*lead, n, 32), (*lead, n, 32), 32, dtype=np.float32)
+    peak = benchmark.peak_bytes(lambda: f.flash_attention_numpy(q, k, v, True))
+    assert peak - q.nbytes - q[..., 0].nbytes < 12e6
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3), (5, 1, 2), (0,), (2, 0)])
+def test_heads_taken_in_parts_are_all_heads_once(lead):
+    for size in (1, 2, 4, 100):
+        count = np.zeros(lead, int)
+        for part in f.parts_of(lead, size):
+            count[part] += 1
+            assert count[part].size <= max(size, 1)
+        assert (count == 1).all()
+
+
+def test_tiles_that_are_given_are_taken_and_others_chosen():
+    q, k, v = draw((2, 700, 8), (1, 900, 8), 5)
+    expected = reference(q, np.broadcast_to(k, (2, 900, 8)), np.broadcast_to(v, (2, 900, 5)), True)
+    for blocks in ({}, {"block_q": 100}, {"block_k": 33}, {"block_q": 7, "block_k": 800}):
+        must_agree(f.flash_attention_numpy(q, k, v, True, **blocks), expected, 1e-12)
 
 
 def test_no_gradient_needs_the_matrix():

@@ -10,13 +10,15 @@ from attention import fundamentals
 from utils import cuda
 
 f = pytest.importorskip("attention.flash")
+f_experiments = pytest.importorskip("attention.experiments.flash")
 if not hasattr(f, "flash_attention_cuda"):
     pytest.skip("lecture 06 has no CUDA part yet", allow_module_level=True)
 
-TYPES = {"rows": torch.float32, "shared": torch.float32, "registers": torch.float32, "half": torch.float16,
-         "bfloat16": torch.bfloat16}  # fmt: skip
+TYPES = {"rows": torch.float32, "shared": torch.float32, "registers": torch.float32, "large": torch.float32,
+         "half": torch.float16, "bfloat16": torch.bfloat16, "mma": torch.float16}  # fmt: skip
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 every_rung = pytest.mark.parametrize("rung", TYPES)
+pytestmark = pytest.mark.filterwarnings("ignore:.*bytes of shared memory")
 
 
 def attended(q, k, v, causal=False, scale=None):
@@ -59,6 +61,8 @@ def must_agree(got, expected, tolerance):
 @every_rung
 @pytest.mark.parametrize("d", [1, 7, 32, 33, 64, 80, 128])
 def test_every_rung_takes_any_d_and_ragged_lengths(rung, d):
+    if (rung, d) == ("large", 128):
+        pytest.skip("tiles of 128 x 128 with d = 128 need more shared memory than a multiprocessor has")
     climb(rung, *draw(d, 19, 37, d, dtype=TYPES[rung]))
     climb(rung, *draw(d, 19, 37, d, dtype=TYPES[rung]), causal=True)
 
@@ -106,7 +110,7 @@ def test_bytes_equal_the_formula_on_twenty_random_sizes(rung):
         q, k, v = draw(5, n, m, d, dtype=TYPES[rung])
         kernel, launch, arguments = f.flash_launch(rung, q, k, v, causal)
         report = kernel.check[launch](*arguments)
-        block_q = {"rows": 64, "shared": 16}.get(rung) or kernel.template[1]
+        block_q = {"rows": 64, "shared": 16, "mma": 128}.get(rung) or kernel.template[1]
         loaded, stored = f.flash_bytes(n, m, d, block_q, causal, q.element_size())
         assert (report.global_loaded, report.global_stored) == (2 * loaded, 2 * stored), (n, m, d, causal)
 
@@ -145,7 +149,7 @@ def test_register_tiles_meet_no_bank_conflict_and_without_the_swizzle_many(d):
     )
 
 
-@pytest.mark.parametrize("rung", ["shared", "registers", "half", "bfloat16"])
+@pytest.mark.parametrize("rung", ["shared", "registers", "large", "half", "bfloat16"])
 def test_neighbouring_threads_read_and_write_neighbouring_addresses(rung):
     report = climb(rung, *draw(9, 64, 64, 64, heads=1, dtype=TYPES[rung]))
     assert all(row.sectors == row.ideal_sectors for row in report.rows if row.space == "global" and row.array != "lse")
@@ -163,7 +167,7 @@ def without(source, which):
 
 # In the tensor cores kernel the other barriers are those of a warp, which wmma's own functions meet on the CPU.
 BARRIERS = [("rows", "FLASH_ROWS", 2), ("shared", "FLASH_SHARED", 3), ("registers", "FLASH_REGISTERS", 3),
-            ("half", "FLASH_TENSOR_CORES", 2)]  # fmt: skip
+            ("half", "FLASH_TENSOR_CORES", 2), ("mma", "FLASH_MMA", 3)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("rung", "name", "which"), [(r, name, i) for r, name, count in BARRIERS for i in range(count)])
@@ -223,7 +227,7 @@ def registers_and_spills(source, instance):
     with open(before, encoding="utf-8") as header:
         text = header.read() + source
     said = io.StringIO()
-    options = ProgramOptions(arch="sm_90", std="c++17", ptxas_options=["-v"])
+    options = ProgramOptions(arch="sm_90", std="c++17", ptxas_options=["-v"], **gpu._headers())
     Program(text, "c++", options).compile("cubin", name_expressions=(instance,), logs=said)
     numbers = said.getvalue().split()
     return int(numbers[numbers.index("registers,") - 1]), int(numbers[numbers.index("spill") - 2])
@@ -238,6 +242,17 @@ def test_a_query_a_thread_spills_at_128_and_register_tiles_never():
         rows, keys = f.tile_sizes(64, 64, lambda rows, keys: f.registers_bytes(width, rows, keys))
         registers, spilled = registers_and_spills(source, f"flash_registers<{width}, {rows}, {keys}>")
         assert registers <= 128 and spilled == 0
+    assert registers_and_spills(source, "flash_registers<64, 128, 128>")[1] == 0  # the rung of 8 x 8
+    source = f.FLASH_HEAD + f.HALF_TILES + f.MMA + f.MMA_STEPS + f.FLASH_MMA
+    for width in (64, 128):
+        assert registers_and_spills(source, f"flash_mma<{width}, 8>")[1] == 0
+
+
+def test_each_rung_needs_what_the_lecture_says():
+    counts = f_experiments.ladder_counts(256, 64)
+    turns = {name: count[1] / (256 * 256 * 4) for name, count in counts.items()}
+    two, three, four, five, six, seven = (turns[name] for name in list(counts)[1:])
+    assert three > 2 * two > 2 * five and four > 0.5 > five > 0.25 and six > five and seven < 0.1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU, or a torch without CUDA")

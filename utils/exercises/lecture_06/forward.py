@@ -1,4 +1,4 @@
-"""Lecture 06: flash attention, and its tiles under a causal mask."""
+"""Lecture 06: attention in tiles."""
 
 import math
 from functools import partial
@@ -13,11 +13,11 @@ from utils.judge.result import Failed
 MODULE = "flash"
 
 
-# --- 6.3 -------------------------------------------------------------------------------------------------------------
+# --- 6B --------------------------------------------------------------------------------------------------------------
 
 
-@exercise("6.3", MODULE, returns=("out", "lse"))
-def flash_attention_numpy(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
+@exercise("6B", MODULE, returns=("out", "lse"), formerly="6.3", importance="essential")
+def tiled_attention(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
     return whole(q, k, v, seen(q.shape[-2], k.shape[-2], causal), scale)
 
 
@@ -25,57 +25,80 @@ def head(rng, n_queries, n_keys, d=4, d_v=3):
     return draw(rng, n_queries, d), draw(rng, n_keys, d), draw(rng, n_keys, d_v)
 
 
-@flash_attention_numpy.property("one tile: the attention of lecture 01")
+@tiled_attention.property(
+    "one tile: the attention of lecture 01",
+    hint="What are the three things that a row keeps, and what is done to them at the end?",
+)
 def _(ask, rng):
     ask(*head(rng, 2, 3))
 
 
-@flash_attention_numpy.property("tiles of any size, the last ones smaller")
+@tiled_attention.property(
+    "tiles of any size, the last ones smaller",
+    hint="How many rows has the last tile, and what changes in a row when the maximum rises?",
+)
 def _(ask, rng):
     q, k, v = head(rng, 5, 7)
     for block_q, block_k in ((2, 7), (5, 3), (2, 3), (1, 1), (4, 9)):
         ask(q, k, v, block_q=block_q, block_k=block_k)
 
 
-@flash_attention_numpy.property("causal: the diagonal crosses tiles")
+@tiled_attention.property(
+    "causal: the diagonal crosses tiles", hint="Which key of the whole sequence is column c of a tile that begins at j?"
+)
 def _(ask, rng):
     q, k, v = head(rng, 6, 6)
     for block_q, block_k in ((6, 6), (2, 2), (4, 3)):
         ask(q, k, v, True, None, block_q, block_k)
 
 
-@flash_attention_numpy.property("causal with fewer queries than keys: the last query sees every key")
+@tiled_attention.property(
+    "causal with fewer queries than keys: the last query sees every key",
+    hint="Up to which key may query i look when there are fewer queries than keys?",
+)
 def _(ask, rng):
     ask(*head(rng, 2, 5), True, None, 1, 2)
     ask(*head(rng, 3, 7), True, None, 2, 3)
 
 
-@flash_attention_numpy.property("a row with nothing to attend to: 0 and -inf, not nan")
+@tiled_attention.property(
+    "a row with nothing to attend to: 0 and -inf, not nan", hint="What is -inf minus -inf, and what is 0 divided by 0?"
+)
 def _(ask, rng):
     ask(*head(rng, 5, 3), True, None, 2, 2)
     ask(*head(rng, 4, 1), True)
 
 
-@flash_attention_numpy.property("all scores -200, 1e4 or -1e4")
+@tiled_attention.property(
+    "all scores -200, 1e4 or -1e4", hint="Where does the running maximum start, and what do you subtract before exp?"
+)
 def _(ask, rng):
     q, k, v = head(rng, 3, 5)
     for size in (-200.0, 1e4, -1e4):
         ask(np.full_like(q, size / 4), np.ones_like(k), v, False, 1.0, 2, 2)
 
 
-@flash_attention_numpy.property("a scale that is given is used, 0 too")
+@tiled_attention.property(
+    "a scale that is given is used, 0 too",
+    hint="What is the scale multiplied with, and does your code ask whether it is true?",
+)
 def _(ask, rng):
     ask(*head(rng, 2, 3), scale=0.25)
     ask(*head(rng, 2, 3), scale=0.0)
 
 
-@flash_attention_numpy.property("leading axes, and v wider than k")
+@tiled_attention.property(
+    "leading axes, and v wider than k", hint="What stands in front of the last two axes, and how wide is the output?"
+)
 def _(ask, rng):
     q, k, v = draw(rng, 2, 3, 4, 2), draw(rng, 2, 3, 5, 2), draw(rng, 2, 3, 5, 6)
     ask(q, k, v, True, None, 3, 2)
 
 
-@flash_attention_numpy.property("float32 and float16 in: right to their precision, in the same type")
+@tiled_attention.property(
+    "float32 and float16 in: right to their precision, in the same type",
+    hint="In which type is computed, and in which is returned?",
+)
 def _(ask, rng):
     for dtype in (np.float32, np.float16):
         out, _ = ask(*(a.astype(dtype) for a in head(rng, 3, 5)), True, None, 2, 2)
@@ -83,7 +106,7 @@ def _(ask, rng):
             raise Failed(f"out: returned {out.dtype}, expected {dtype.__name__}")
 
 
-@flash_attention_numpy.property(
+@tiled_attention.property(
     "all at once: causal, a scale, leading axes, one of them 1, small tiles, rows of very different size, float32",
     hint="Is the maximum of a row taken for each row by itself? Which two of the options do not work together?",
 )
@@ -94,9 +117,9 @@ def _(ask, rng):
     ask(*(a.astype(np.float32) for a in (q[..., 1:, :], k[..., :2, :], v[..., :2, :])), True, 1.1, 3, 2)
 
 
-@flash_attention_numpy.property(
+@tiled_attention.property(
     "no more scores at a time than a tile holds",
-    hint="Cut k and v with block_k too, and update m, ell and o after each tile.",
+    hint="Are k and v cut too, and are m, ell and o updated after each tile?",
 )
 def _(ask, rng):
     q, k, v = draw(rng, 16, 2, 1), draw(rng, 1500, 1), draw(rng, 1500, 1)  # one row of scores is larger than k and v
@@ -173,97 +196,11 @@ for message, change in {
     },
     "The last tile of keys is left out when it is smaller than block_k.": {"ragged": False},
 }.items():
-    flash_attention_numpy.mistake(message)(partial(usual_flash, **change))
+    tiled_attention.mistake(message)(partial(usual_flash, **change))
 
 
-@flash_attention_numpy.mistake("The mask compares places inside the tile: add i to the rows and j to the columns.")
+@tiled_attention.mistake("The mask compares places inside the tile: add i to the rows and j to the columns.")
 def _(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
     i, j = np.indices((q.shape[-2], k.shape[-2]))
     allowed = (j % block_k <= i % block_q + k.shape[-2] - q.shape[-2]) | (not causal)
     return whole(q, k, v, allowed, scale)
-
-
-# --- 6.4 -------------------------------------------------------------------------------------------------------------
-
-
-@exercise("6.4", MODULE)
-def causal_tiles(n_queries, n_keys, block_q, block_k):
-    allowed = seen(n_queries, n_keys, True)
-    counts = [0, 0, 0]
-    for i in range(0, n_queries, block_q):
-        for j in range(0, n_keys, block_k):
-            tile = allowed[i : i + block_q, j : j + block_k]
-            counts[0 if tile.all() else 1 if tile.any() else 2] += 1
-    return np.array(counts)
-
-
-@causal_tiles.property("square tiles that fit")
-def _(ask, rng):
-    ask(8, 8, 2, 2)
-    ask(64, 64, 16, 16)
-
-
-@causal_tiles.property("tiles of one pair, and one tile for all")
-def _(ask, rng):
-    ask(5, 7, 1, 1)
-    ask(5, 5, 8, 8)
-
-
-@causal_tiles.property("tiles that are not square")
-def _(ask, rng):
-    ask(12, 12, 4, 2)
-    ask(12, 12, 2, 4)
-
-
-@causal_tiles.property("smaller tiles at the ends")
-def _(ask, rng):
-    ask(7, 7, 3, 3)
-    ask(10, 10, 4, 3)
-
-
-@causal_tiles.property("fewer queries than keys")
-def _(ask, rng):
-    ask(4, 12, 2, 2)
-    ask(3, 10, 2, 4)
-
-
-@causal_tiles.property("more queries than keys")
-def _(ask, rng):
-    ask(12, 4, 2, 2)
-    ask(9, 2, 4, 4)
-
-
-def count_tiles(n_queries, n_keys, block_q, block_k, *, shift=None, ends=min, strict=0):
-    counts = [0, 0, 0]
-    shift = n_keys - n_queries if shift is None else shift
-    for i in range(0, n_queries, block_q):
-        for j in range(0, n_keys, block_k):
-            last_i, last_j = ends(i + block_q, n_queries) - 1, ends(j + block_k, n_keys) - 1
-            counts[0 if last_j <= i + shift - strict else 1 if j <= last_i + shift - strict else 2] += 1
-    return np.array(counts)
-
-
-for message, change in {
-    "The diagonal starts at the top left here: query i may see the keys up to i + n_keys - n_queries.": {"shift": 0},
-    "The last tiles are taken for whole ones: they end at n_queries and n_keys.": {"ends": lambda end, size: end},
-    "A query sees its own position: use <=, not <.": {"strict": 1},
-}.items():
-    causal_tiles.mistake(message)(partial(count_tiles, **change))
-
-
-@causal_tiles.mistake("Only whole tiles are counted: round the number of tiles up.")
-def _(n_queries, n_keys, block_q, block_k):
-    return causal_tiles.oracle(n_queries - n_queries % block_q, n_keys - n_keys % block_k, block_q, block_k)
-
-
-@causal_tiles.mistake("The order is full, partial, skipped.")
-def _(n_queries, n_keys, block_q, block_k):
-    return causal_tiles.oracle(n_queries, n_keys, block_q, block_k)[::-1]
-
-
-@causal_tiles.mistake(
-    "Only tiles on the diagonal of the grid are called partial: compare positions, not numbers of tiles."
-)
-def _(n_queries, n_keys, block_q, block_k):
-    tiles = [(i, j) for i in range(-(-n_queries // block_q)) for j in range(-(-n_keys // block_k))]
-    return np.array([sum(j < i for i, j in tiles), sum(j == i for i, j in tiles), sum(j > i for i, j in tiles)])

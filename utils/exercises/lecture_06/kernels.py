@@ -1,4 +1,4 @@
-"""The exercises of lecture 06 in CUDA: the loop over the tiles of a flash kernel, and a swizzle."""
+"""The exercise of lecture 06 in CUDA: the loop over the tiles of a flash kernel."""
 
 import importlib
 
@@ -11,12 +11,14 @@ from utils.judge.result import Failed
 MODULE = "flash"
 TILE = 16
 
-# --- 6.8 -------------------------------------------------------------------------------------------------------------
+# --- 6F --------------------------------------------------------------------------------------------------------------
 
 flash_shared = KernelExercise(
-    "6.8",
+    "6F",
     "FLASH_SHARED",
     MODULE,
+    formerly="6.8",
+    importance="useful",
     fault_hints={
         "race": "Wait where numbers change hands: before the tiles are overwritten (__syncthreads), before they are used "
         "(__syncthreads), before the other weights of the row are read (__syncwarp).",
@@ -144,74 +146,3 @@ def _(source, rng):
     enough = 8 * n_tiles * (2 * d + d // TILE * (2 * TILE + 1))  # 8 warps: two numbers a product, and the old o_row
     if requests > 2 * enough:
         raise Failed(f"{requests:,} requests to shared memory, where {enough:,} would do")
-
-
-# --- 6.9 -------------------------------------------------------------------------------------------------------------
-
-swizzle = KernelExercise("6.9", "SWIZZLE", MODULE)
-ROWS, LANES = 64, 8
-
-SHOW_PLACES = r"""
-__global__ void show_places(int* out, int chunks) {
-  for (int e = threadIdx.x; e < 64 * chunks; e += 32) out[e] = place(e / chunks, e % chunks, chunks);
-}
-"""
-
-
-def places(source, chunks):
-    """place(row, chunk, chunks) for 64 rows, as a matrix."""
-    out = np.zeros((ROWS, chunks), np.int32)
-    launch(compiled(source + SHOW_PLACES, name="show_places"), 1, 32, 0, out, chunks)
-    return out
-
-
-def must_spread(groups, what):
-    """Raise Failed unless the eight places of each row of `groups` lie in eight different banks-of-four."""
-    for group in groups:
-        if len(set(group % LANES)) < LANES:
-            listed, banks = (", ".join(map(str, numbers)) for numbers in (group, group % LANES))
-            raise Failed(f"{what}: places {listed} modulo 8 are {banks}")
-
-
-@swizzle.property(
-    "every chunk stays in its row",
-    hint="Places row * chunks to row * chunks + chunks - 1 belong to a row. Take the row modulo 8 before you use it, or the "
-    "sum modulo chunks.",
-)
-def _(source, rng):
-    for chunks in (8, 16, 24):
-        got = places(source, chunks)
-        rows, columns = np.nonzero(got // chunks != np.arange(ROWS)[:, None])
-        if len(rows):
-            r, c = rows[0], columns[0]
-            raise Failed(f"place({r}, {c}, {chunks}) is {got[r, c]}, outside {r * chunks} to {(r + 1) * chunks - 1}")
-
-
-@swizzle.property("each chunk has a place of its own", hint="Two chunks at one place overwrite each other.")
-def _(source, rng):
-    for chunks in (8, 16, 24):
-        where, count = np.unique(places(source, chunks), return_counts=True)
-        if (count > 1).any():
-            raise Failed(f"{chunks} chunks a row: place {where[count > 1][0]} is given {count.max()} times")
-
-
-@swizzle.property(
-    "one chunk of eight neighbouring rows: no bank conflict",
-    hint="Places that differ by a multiple of 8 share their banks: the amount moved has to take eight values in eight rows.",
-)
-def _(source, rng):
-    for chunks in (8, 16, 24):
-        got = places(source, chunks)
-        must_spread(
-            [got[r : r + LANES, c] for c in range(chunks) for r in range(ROWS - LANES + 1)], f"{chunks} chunks a row"
-        )
-
-
-@swizzle.property(
-    "eight neighbouring chunks of one row: no bank conflict",
-    hint="The chunks of a row have to stay spread over the banks: move all of them by the same amount, or ^ with the same number.",
-)
-def _(source, rng):
-    for chunks in (8, 16, 24):
-        got = places(source, chunks)
-        must_spread([row[c : c + LANES] for row in got for c in range(0, chunks, LANES)], f"{chunks} chunks a row")

@@ -13,10 +13,10 @@ from utils.judge.result import Failed
 MODULE = "flash"
 
 
-# --- 6.1 -------------------------------------------------------------------------------------------------------------
+# --- 6A --------------------------------------------------------------------------------------------------------------
 
 
-@exercise("6.1", MODULE, returns=("m", "ell"))
+@exercise("6A", MODULE, returns=("m", "ell"), formerly="6.1", importance="useful")
 def online_softmax(m, ell, scores):
     m_new, l_new = np.empty(np.shape(m)), np.empty(np.shape(m))
     for place in np.ndindex(*np.shape(m)):
@@ -32,22 +32,32 @@ def begin(rows, dtype=float):
     return np.full(rows, -INF, dtype), np.zeros(rows, dtype)
 
 
-@online_softmax.property("the first block: its maximum, and its sum of exp(score - maximum)")
+@online_softmax.property(
+    "the first block: its maximum, and its sum of exp(score - maximum)",
+    hint="Which axis does the maximum of a row run along, and the sum?",
+)
 def _(ask, rng):
     ask(*begin(2), draw(rng, 2, 3))
 
 
-@online_softmax.property("a higher maximum: what was summed before is rescaled")
+@online_softmax.property(
+    "a higher maximum: what was summed before is rescaled",
+    hint="Against which maximum was the old sum measured, and by which factor is it too large?",
+)
 def _(ask, rng):
     ask(np.array([1.0, 2.0]), np.array([1.5, 1.2]), 3 + abs(draw(rng, 2, 3)))
 
 
-@online_softmax.property("a lower block: the maximum stays")
+@online_softmax.property(
+    "a lower block: the maximum stays", hint="What is the new maximum when the block is lower than what was seen?"
+)
 def _(ask, rng):
     ask(np.array([5.0, 4.0]), np.array([1.5, 1.2]), draw(rng, 2, 3))
 
 
-@online_softmax.property("leading axes, and a block of one score")
+@online_softmax.property(
+    "leading axes, and a block of one score", hint="Which axis is the block's, whatever stands in front?"
+)
 def _(ask, rng):
     ask(*begin((2, 3)), draw(rng, 2, 3, 5))
     ask(draw(rng, 2, 3), 1 + abs(draw(rng, 2, 3)), draw(rng, 2, 3, 1))
@@ -61,17 +71,23 @@ def _(ask, rng):
     ask(np.array([-900.0, -1e4]), np.array([1.5, 1.5]), np.array([[-800.0, -801.0], [1e4, -1e4]]))
 
 
-@online_softmax.property("a score of -inf adds nothing")
+@online_softmax.property("a score of -inf adds nothing", hint="What is exp(-inf), and what does your sum do with it?")
 def _(ask, rng):
     ask(np.array([1.0, 0.5]), np.array([1.5, 2.0]), np.array([[-INF, 0.5], [-INF, -INF]]))
 
 
-@online_softmax.property("a row that has seen only -inf keeps -inf and 0, not nan")
+@online_softmax.property(
+    "a row that has seen only -inf keeps -inf and 0, not nan",
+    hint="What is -inf minus -inf? Which finite number can be subtracted in its place?",
+)
 def _(ask, rng):
     ask(*begin(2), np.array([[-INF, -INF], [0.5, -INF]]))
 
 
-@online_softmax.property("the float type of the scores is kept")
+@online_softmax.property(
+    "the float type of the scores is kept",
+    hint="In which type are m and ell when they come, and in which do they leave?",
+)
 def _(ask, rng):
     for part in ask(*begin(2, np.float32), draw(rng, 2, 3).astype(np.float32)):
         if part.dtype != np.float32:
@@ -141,10 +157,10 @@ for message, change in {
     online_softmax.mistake(message)(partial(usual_online, **change))
 
 
-# --- 6.2 -------------------------------------------------------------------------------------------------------------
+# --- 6G --------------------------------------------------------------------------------------------------------------
 
 
-@exercise("6.2", MODULE, returns=("out", "lse"))
+@exercise("6G", MODULE, returns=("out", "lse"), formerly="6.2", importance="useful")
 def merge_by_lse(outs, lses):
     out, lse = np.zeros(np.shape(outs)[1:]), np.full(np.shape(lses)[1:], -INF)
     for place in np.ndindex(*lse.shape):
@@ -157,30 +173,38 @@ def parts(rng, n_parts, *shape, d_v=2):
     return draw(rng, n_parts, *shape, d_v), draw(rng, n_parts, *shape)
 
 
-@merge_by_lse.property("two parts, weighted by exp(lse)")
+@merge_by_lse.property(
+    "two parts, weighted by exp(lse)", hint="If the log-sum-exps are scores, what are the weights of the outputs?"
+)
 def _(ask, rng):
     ask(*parts(rng, 2, 2))
 
 
-@merge_by_lse.property("one part, and five")
+@merge_by_lse.property("one part, and five", hint="Over which axis do you add?")
 def _(ask, rng):
     ask(*parts(rng, 1, 3))
     ask(*parts(rng, 5, 3))
 
 
-@merge_by_lse.property("leading axes, and a d_v that is no other size")
+@merge_by_lse.property(
+    "leading axes, and a d_v that is no other size",
+    hint="Which axis is missing in the weights so that they broadcast over d_v?",
+)
 def _(ask, rng):
     ask(*parts(rng, 2, 3, 4, d_v=5))
 
 
-@merge_by_lse.property("an empty part changes nothing")
+@merge_by_lse.property("an empty part changes nothing", hint="What is the weight of a part whose log-sum-exp is -inf?")
 def _(ask, rng):
     outs, lses = parts(rng, 3, 2)
     outs[1], lses[1] = 0.0, -INF
     ask(outs, lses)
 
 
-@merge_by_lse.property("all parts empty: zeros and -inf, no nan")
+@merge_by_lse.property(
+    "all parts empty: zeros and -inf, no nan",
+    hint="What is subtracted when the largest is -inf, and what is divided by?",
+)
 def _(ask, rng):
     outs, lses = parts(rng, 2, 2)
     outs[:, 1], lses[:, 1] = 0.0, -INF
