@@ -17,7 +17,4 @@ EQUIVALENT = {
     "9A": {"line 14.52: 1.05 * (x @ both)": "only the directions are taken"},
     "10B": {"line 9.8: 1.05 * (features.of_q(q) @ features.of_k(k).mT)": "every row is divided by its sum"},
     "13E": {"line 7.30: 1.05 * (k[..., :1, :].mT @ v[..., :1, :])": "only its shape is taken"},
-    "2.5": {
-        "line 14.55: -1 becomes 1": "w_o has two axes: the last one is number 1",
-    },
 }
