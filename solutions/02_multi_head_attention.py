@@ -504,8 +504,8 @@ plotting.show("Two lines against the number of heads, logarithmic: FLOPs level, 
 
 # %%
 for h in (1, 4, 16, 64):
-    heads_q, heads_k = (split_heads(tokens_256 @ w, h) for w in matrices[:2])
-    rank = np.linalg.matrix_rank(heads_q @ heads_k.swapaxes(-1, -2)).max()
+    q_one, k_one = (split_heads(tokens_256 @ m, h)[0] for m in matrices[:2])
+    rank = np.linalg.matrix_rank(q_one @ k_one.T)
     print(f"{h:2d} heads of {64 // h:2d}: 256 x 256 scores of rank {rank}")
 wide = draw.standard_normal((3, 64, 16 * 24)) / 8
 wide_out = multi_head(tokens_256, tokens_256, *wide, wide[0].T / 6, 16)
@@ -589,7 +589,8 @@ class MultiHeadAttention(nn.Module):
         self.positions = Positions() if positions is None else positions
         ### BEGIN SOLUTION
         self.w_q, self.w_k, self.w_v, self.w_o = (
-            nn.Parameter(torch.randn(d_model, d_model) * d_model**-0.5) for _ in range(4))
+            nn.Parameter(torch.randn(d_model, d_model) * d_model**-0.5)
+            for _ in range(4))
         self.weights, self.outputs = nn.Identity(), nn.Identity()
         ### END SOLUTION
 
@@ -727,8 +728,8 @@ plotting.curves({"two layers": [run.accuracy for run in two_layers],
                 ylabel="accuracy in the second round",
                 threshold=round(guess_earlier(), 2), threshold_name="a guess:",
                 title="Two layers learn to copy within 60 steps, one layer never")
-plotting.show("Accuracy in the second round against training steps: two layers, three "
-              "seeds, lie flat, then jump to 1; one layer stays near the guess.")
+plotting.show("Accuracy in the second round against training steps: two layers, "
+              "three seeds, lie flat, then jump to 1; one layer stays near the guess.")
 
 # %%
 for name, runs in (("two layers", two_layers), ("one layer ", one_layer)):
@@ -996,16 +997,16 @@ for seed, run in enumerate(two_layers):
     others = [other for other in others if other != group]
     tried = [[], *([head] for head in everyone), *others, group]
     losses = losses_without(run.model, two_rounds(), tried, start=20).numpy()
-    for name, part in zip(cut_off, (losses[:1], losses[1:9], losses[9:-1], losses[-1:])):
+    for name, part in zip(cut_off, np.split(losses, [1, 9, len(losses) - 1])):
         cut_off[name].append(part.max())
     print(f"seed {seed}: alone", *(f"{loss:.1f}" for loss in losses[1:9]),
           f" group of {len(group)}: {losses[-1]:.1f},",
           f"worst other: {losses[9:-1].max():.1f}")
 plotting.bars(cut_off, ylabel="loss in the second round (nats)",
               title="Single heads are spared; the group that looks one back is not")
-plotting.show("Four bars of loss: near 0 with all heads, small without the worst single "
-              "head, larger without the worst other group of layer 0, and by far the "
-              "largest without the heads that look one back.")
+plotting.show("Four bars of loss: near 0 with all heads, small without the worst "
+              "single head, larger without the worst other group, and by far "
+              "the largest without the heads that look one back.")
 
 # %% [markdown]
 # Nearly all. That does not mean that heads do not matter: several do the same, and stand in for each other. Without the whole group the
@@ -1237,13 +1238,13 @@ for kept in (0, 64):  # one head of 64, 64 tokens: turns of shared memory for ea
     counted = attend_kernel().check[grid, block, shared](*arguments)
     turns[kept] = sum(r.wavefronts for r in counted.rows if r.space == "shared") / 64**2
 n, d, n_tiles, pairs = 1024, 768, 1024 // 16, 12 * 1024**2
-flops = 4 * n**2 * d
+work = 4 * n**2 * d
 once = 4 * n * d  # bytes of Q, of K, of V, of the result
-twice_k = turns[0] * pairs, 1.5 * flops
+twice_k = turns[0] * pairs, 1.5 * work
 rungs = {"copies, K read twice": ((2 + 3 * n_tiles + 8) * once, *twice_k),
          "in place, K read twice": ((2 + 3 * n_tiles) * once, *twice_k),
-         "in place, scores kept": ((2 + 2 * n_tiles) * once, turns[64] * pairs, flops),
-         "and causal": ((3 + n_tiles) * once, turns[64] * pairs / 2, flops / 2)}
+         "in place, scores kept": ((2 + 2 * n_tiles) * once, turns[64] * pairs, work),
+         "and causal": ((3 + n_tiles) * once, turns[64] * pairs / 2, work / 2)}
 plotting.ladder(rungs, bandwidth=1.555e12, turns_per_second=108 * 1.41e9, peak=19.5e12,
                 title="Copies cost little here; kept scores and a causal mask pay")
 plotting.show("Three bars for each of four kernels on an A100, logarithmic: shared "
@@ -1285,13 +1286,14 @@ if smollm:
         losses = losses_without(smollm, prose[:, :256], [[], *groups])
         rises = (losses[1:] - losses[0]).view(len(given), -1)
         costs[name] = F.pad(rises, (1, 0)).numpy()
-        print(f"{name:21s}", "  ".join(f"{count / 270:.0%}: {row:+.2f}" for count, row in
-                                       zip(counts_off, costs[name].mean(0))))
+        print(f"{name:21s}", "  ".join(
+            f"{count / 270:.0%}: {row:+.2f}"
+            for count, row in zip(counts_off, costs[name].mean(0))))
     plotting.curves(costs, x=np.array(counts_off) / 2.7, xlabel="% of 270 heads silent",
                     ylabel="loss above the whole model's (nats)",
                     title="Silent heads cost less if chosen well; none is free")
-    plotting.show("Two rising lines of extra loss against the share of silent heads: the "
-                  "least important first lies below random, and both rise.")
+    plotting.show("Two rising lines of extra loss against the share of silent heads: "
+                  "the least important first lies below random, and both rise.")
 
 # %% [markdown]
 # A tenth costs about a tenth of a nat, and the cost grows faster than the number. So the claim holds, weaker than in the papers,
@@ -1331,7 +1333,7 @@ print(f"output from the mean map: off by {error:.0%}")
 # %% tags=["slide"]
 last_maps = attention_maps(copier, two_rounds()[:1])
 plotting.heads(np.stack([last_maps[0, 0], last_maps[1, 0]]),
-               names=["layer 0: what stood before?", "layer 1: and after my twin?"],
+               names=["layer 0, head 0", "layer 1, head 0"],
                title="Two heads of two layers do one job: find and copy")
 plotting.show("Two attention maps of the induction model: a diagonal just below the "
               "main one, and a diagonal nineteen tokens back.")
