@@ -119,7 +119,8 @@ class MultiHeadAttention(nn.Module):
         self.n_heads, self.d_model = n_heads, d_model
         self.positions = Positions() if positions is None else positions
         self.w_q, self.w_k, self.w_v, self.w_o = (
-            nn.Parameter(torch.randn(d_model, d_model) * d_model**-0.5) for _ in range(4))
+            nn.Parameter(torch.randn(d_model, d_model) * d_model**-0.5)
+            for _ in range(4))
         self.weights, self.outputs = nn.Identity(), nn.Identity()
 
     def forward(self, x, x_kv=None, mask=None, causal=False, positions=None,

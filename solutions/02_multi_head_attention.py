@@ -859,7 +859,7 @@ if smollm:
                   "a few along the other, none in the corner; colours give the layer.")
 
 # %% [markdown]
-# Few of 270 (numbers in brackets: layer, head). And the order is the one that the circuit needs: the two strongest
+# Nine of 270; about a dozen look one back (in brackets: layer, head). And the order is the one that the circuit needs: the two strongest
 # previous-token heads stand in layers 16 and 11, before the induction heads of layers 17 and 18.
 #
 # ### 2.6 Output aggregation

@@ -28,7 +28,7 @@ def heads_by_split(x, n_heads):
     return np.stack(np.split(x, n_heads, axis=-1), axis=-3)
 
 
-@wrong("2A", "Use the methods x.reshape and x.swapaxes")
+@wrong("2A", "Which methods have arrays and tensors both?")
 def heads_as_an_array(x, n_heads):
     x = x if isinstance(x, np.ndarray) else x.detach().numpy()
     return x.reshape(*x.shape[:-1], n_heads, -1).swapaxes(-3, -2)
