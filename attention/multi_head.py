@@ -34,34 +34,229 @@ __all__ = [
 ]
 
 
-def weights_from_torch(in_proj_weight, out_proj_weight):
-    """The matrices of an nn.MultiheadAttention as this course keeps them: (d_in, d_out), used as x @ w.
-
-    in_proj_weight (3 * d_model, d_model), out_proj_weight (d_model, d_model), arrays or tensors.
-    Returns (w_q, w_k, w_v, w_o), each (d_model, d_model). ValueError for other shapes.
-    """
-    d_model = in_proj_weight.shape[-1]
-    if tuple(in_proj_weight.shape) != (3 * d_model, d_model) or tuple(out_proj_weight.shape) != (d_model, d_model):
-        raise ValueError("in_proj_weight and out_proj_weight must have shapes (3 * d_model, d_model) and "
-                         f"(d_model, d_model), got {tuple(in_proj_weight.shape)} and {tuple(out_proj_weight.shape)}")
-    w_q, w_k, w_v = (in_proj_weight[i * d_model:(i + 1) * d_model].T for i in range(3))
-    return w_q, w_k, w_v, out_proj_weight.T
-
-
 def split_heads(x, n_heads):
-    """Cut the last axis into heads: (..., seq, n_heads * d_head) -> (..., n_heads, seq, d_head). Arrays and tensors.
+    """Cut the last axis into heads. Arrays and tensors.
 
-    Head i gets the columns i * d_head to (i + 1) * d_head. ValueError when n_heads does not divide the last axis.
+    x (..., seq, n_heads * d_head). Returns (..., n_heads, seq, d_head): head i gets
+    the columns i * d_head to (i + 1) * d_head. ValueError unless n_heads divides them.
     """
     if n_heads < 1 or x.shape[-1] % n_heads:
-        raise ValueError(f"n_heads must divide the last axis of x, got {n_heads} heads and {x.shape[-1]} columns")
-    return x.reshape(*x.shape[:-1], n_heads, x.shape[-1] // n_heads).swapaxes(-3, -2)
+        raise ValueError("n_heads must divide the last axis of x, "
+                         f"got {n_heads} heads and {x.shape[-1]} columns")
+    cut = x.reshape(*x.shape[:-1], n_heads, x.shape[-1] // n_heads)
+    return cut.swapaxes(-3, -2)
 
 
 def merge_heads(x):
-    """The inverse of split_heads: (..., n_heads, seq, d_head) -> (..., seq, n_heads * d_head). Arrays and tensors."""
+    """The inverse of split_heads, for arrays and tensors.
+
+    x (..., n_heads, seq, d_head). Returns (..., seq, n_heads * d_head).
+    """
     x = x.swapaxes(-3, -2)
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+
+
+def multi_head(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, causal=False):
+    """Multi-head attention in NumPy: project, attend in each head, merge, project.
+
+    x_q (..., n_queries, d_model), x_kv (..., n_keys, d_model); w_q, w_k (d_model,
+    n_heads * d_head), w_v (d_model, n_heads * d_v), w_o (n_heads * d_v, d_out); mask
+    boolean, True = may attend. Returns (..., n_queries, d_out).
+    Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.2.2.
+    """
+    q, k, v = (split_heads(x @ w, n_heads)
+               for x, w in ((x_q, w_q), (x_kv, w_k), (x_kv, w_v)))
+    return merge_heads(attention_numpy(q, k, v, mask, causal)) @ w_o
+
+
+def test_layer(layer):
+    """Raise AssertionError if layer(x, *four matrices, n_heads, key_mask) is wrong."""
+    rng = np.random.default_rng(2)
+    masks = np.array([[1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 0, 0], [1, 0, 1, 1]], bool)
+    w = rng.standard_normal((4, 6, 6))
+    for size in (1.0, 30.0):
+        x = size * rng.standard_normal((4, 4, 6))
+        out, weights = layer(x, *w, 3, masks)
+        assert out.shape == (4, 4, 6) and weights.shape == (4, 3, 4, 4)
+        for b in range(4):
+            expected = multi_head(x[b], x[b], *w, 3, masks[b])
+            assert np.allclose(out[b], expected), f"sentence {b}, size {size}"
+            assert np.allclose(weights[b].sum(-1), masks[b].any())
+            assert not weights[b][..., ~masks[b]].any()
+
+
+class Positions(nn.Module):
+    """How a model knows the order of its tokens: not at all. A scheme overrides one."""
+
+    def embed(self, x, positions):
+        """Add positions, (seq,) or (batch, seq), to x (batch, seq, d_model)."""
+        return x
+
+    def rotate(self, x, positions):
+        """Turn queries or keys x (batch, n_heads, seq, d_head) by their positions."""
+        return x
+
+    def bias(self, n_queries, n_keys):
+        """Numbers to add to the scores: (n_heads, n_queries, n_keys), or None.
+
+        Aligned at the bottom right: the last query stands at the last key.
+        """
+        return None
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention, self or cross, with places to look at what a head does.
+
+    Hooks on `weights` see the attention weights (batch, n_heads, n_queries, n_keys);
+    those on `outputs` what the heads found (batch, n_heads, n_queries, d_head).
+    """
+
+    def __init__(self, d_model, n_heads, positions=None):
+        super().__init__()
+        if n_heads < 1 or d_model % n_heads:
+            raise ValueError("n_heads must divide d_model, "
+                             f"got {n_heads} and {d_model}")
+        self.n_heads, self.d_model = n_heads, d_model
+        self.positions = Positions() if positions is None else positions
+        self.w_q, self.w_k, self.w_v, self.w_o = (
+            nn.Parameter(torch.randn(d_model, d_model) * d_model**-0.5)
+            for _ in range(4))
+        self.weights, self.outputs = nn.Identity(), nn.Identity()
+
+    def forward(self, x, x_kv=None, mask=None, causal=False, positions=None,
+                cache=None):
+        for name, tokens in (("x", x), ("x_kv", x if x_kv is None else x_kv)):
+            if tokens.dim() != 3 or tokens.shape[-1] != self.d_model:
+                wanted = f"(batch, seq, {self.d_model}), got {tuple(tokens.shape)}"
+                raise ValueError(f"{name} must have shape {wanted}")
+        if positions is None:
+            positions = torch.arange(x.shape[1], device=x.device)
+        other = x if x_kv is None else x_kv
+        q = split_heads(x @ self.w_q, self.n_heads)
+        k, v = (split_heads(other @ w, self.n_heads) for w in (self.w_k, self.w_v))
+        if x_kv is None:
+            q, k = (self.positions.rotate(heads, positions) for heads in (q, k))
+        if cache is not None:
+            k, v = cache.update(k, v)
+        scores = q @ k.mT / math.sqrt(q.shape[-1])
+        bias = self.positions.bias(*scores.shape[-2:]) if x_kv is None else None
+        if bias is not None:
+            scores = scores + bias
+        weights = self.weights(masked_softmax(scores, mask, causal))
+        return merge_heads(self.outputs(cuda.weighted_sum(weights, v))) @ self.w_o
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)) if there is one."""
+
+    def __init__(self, config, attention, norm):
+        super().__init__()
+        self.norm_1, self.attention = norm(config.d_model), attention
+        if config.d_ff:
+            self.norm_2 = norm(config.d_model)
+            self.feed_forward = feed_forward(config.d_model, config.d_ff)
+
+    def forward(self, x, **where):
+        x = x + self.attention(self.norm_1(x), causal=True, **where)
+        if not hasattr(self, "feed_forward"):
+            return x
+        return x + self.feed_forward(self.norm_2(x))
+
+
+@contextmanager
+def record(model, names=("weights", "outputs")):
+    """During the block, keep what leaves the modules of these names, by their path.
+
+    Yields {"blocks.0.attention.weights": tensor, ...}. Hooks run in the order in which
+    they came: enter it after without_heads to see what is left.
+    """
+    cache, handles = {}, []
+    for path, module in model.named_modules():
+        if path.split(".")[-1] in names:
+            def keep(_module, _inputs, output, path=path):
+                cache[path] = output.detach()
+            handles.append(module.register_forward_hook(keep))
+    try:
+        yield cache
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def pattern_scores(weights, period):
+    """How much each map looks at the previous token, and after the last occurrence.
+
+    weights (..., n, n), rows are queries, of sequences that repeat after `period`.
+    Returns (previous, induction), each (...): the mean of weights[i, i - 1] over
+    i >= 1, and of weights[i, i - period + 1] over i >= period.
+    ValueError unless 2 <= period < n. Source: Olsson et al. 2022 (arXiv 2209.11895).
+    """
+    if not 2 <= period < weights.shape[-1]:
+        raise ValueError("period must be at least 2 and less than "
+                         f"n = {weights.shape[-1]}, got {period}")
+    previous = np.diagonal(weights, -1, axis1=-2, axis2=-1)
+    induction = np.diagonal(weights, 1 - period, axis1=-2, axis2=-1)[..., 1:]
+    return previous.mean(-1), induction.mean(-1)
+
+
+def head_contributions(heads, w_o):
+    """What each head adds to the output; the sum is merge_heads(heads) @ w_o.
+
+    heads (..., n_heads, seq, d_v), w_o (n_heads * d_v, d_model).
+    Returns (..., n_heads, seq, d_model). ValueError for other numbers of axes or rows.
+    """
+    if len(heads.shape) < 3 or len(w_o.shape) != 2:
+        raise ValueError("heads must have at least three axes (n_heads, seq, d_v) and "
+                         f"w_o two, got {tuple(heads.shape)} and {tuple(w_o.shape)}")
+    n_heads, d_v = heads.shape[-3], heads.shape[-1]
+    if len(w_o) != n_heads * d_v:
+        raise ValueError(f"w_o must have n_heads * d_v = {n_heads * d_v} rows, "
+                         f"got {len(w_o)}")
+    return heads @ w_o.reshape(n_heads, d_v, w_o.shape[1])
+
+
+def losses_without(model, ids, groups, start=0):
+    """The loss of a language model while one group of heads after the other is silent.
+
+    ids (batch, n) int64; groups: lists of (layer, head); only the predictions of
+    positions start, ..., n - 2 count. Returns (len(groups),) in the model's float type.
+    """
+    def silencer(heads):
+        def silence(_module, _inputs, outputs):
+            outputs = outputs.clone()
+            outputs[:, heads] = 0.0
+            return outputs
+        return silence
+
+    losses = []
+    for group in groups:
+        handles = []
+        for i, block in enumerate(model.blocks):
+            own = [head for layer, head in group if layer == i]
+            place = block.attention.outputs
+            handles.append(place.register_forward_hook(silencer(own)))
+        with torch.no_grad():
+            logits = model(ids[:, :-1])[:, start:]
+        for handle in handles:
+            handle.remove()
+        losses.append(F.cross_entropy(logits.mT, ids[:, start + 1:]))
+    return torch.stack(losses)
+
+
+LOAD_HEAD = r"""
+#define TILE 16
+__device__ void load_head(float* tile, int stride, const float* rows, int row_stride, int head,
+                          int first, int n_rows, int d_head) {
+  int thread = threadIdx.y * TILE + threadIdx.x;
+  for (int e = thread; e < TILE * d_head; e += TILE * TILE) {
+    int r = e / d_head;
+    int c = e % d_head;
+    bool exists = first + r < n_rows;
+    size_t at = (size_t)(first + r) * row_stride + head * d_head + c;
+    tile[r * stride + c] = exists ? rows[at] : 0.0f;
+  }
+}
+"""
 
 
 def check_projections(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads):
@@ -101,7 +296,6 @@ def multi_head_attention_numpy(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None
     q, k, v = (split_heads(x @ w, n_heads) for x, w in ((x_q, w_q), (x_kv, w_k), (x_kv, w_v)))
     return cuda.like(merge_heads(attention_numpy(q, k, v, mask, causal)) @ w_o, given)
 
-
 def multi_head_attention_torch(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, causal=False):
     """Multi-head attention in PyTorch; arguments, shapes and errors as multi_head_attention_numpy, differentiable.
 
@@ -115,20 +309,50 @@ def multi_head_attention_torch(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None
     return cuda.like(merge_heads(attention_torch(q, k, v, mask, causal)) @ w_o, given)
 
 
-class Positions(nn.Module):
-    """How a model knows the order of its tokens. This one knows nothing; a scheme overrides one of its methods."""
+def weights_from_torch(in_proj_weight, out_proj_weight):
+    """The matrices of an nn.MultiheadAttention as this course keeps them: (d_in, d_out), used as x @ w.
 
-    def embed(self, x, positions):
-        """Add positions to embeddings. x (batch, seq, d_model), positions integers (seq,) or (batch, seq)."""
-        return x
+    in_proj_weight (3 * d_model, d_model), out_proj_weight (d_model, d_model), arrays or tensors.
+    Returns (w_q, w_k, w_v, w_o), each (d_model, d_model). ValueError for other shapes.
+    """
+    d_model = in_proj_weight.shape[-1]
+    if tuple(in_proj_weight.shape) != (3 * d_model, d_model) or tuple(out_proj_weight.shape) != (d_model, d_model):
+        raise ValueError("in_proj_weight and out_proj_weight must have shapes (3 * d_model, d_model) and "
+                         f"(d_model, d_model), got {tuple(in_proj_weight.shape)} and {tuple(out_proj_weight.shape)}")
+    w_q, w_k, w_v = (in_proj_weight[i * d_model:(i + 1) * d_model].T for i in range(3))
+    return w_q, w_k, w_v, out_proj_weight.T
 
-    def rotate(self, x, positions):
-        """Turn queries or keys by their positions. x (batch, n_heads, seq, d_head), positions as in embed."""
-        return x
+def attention_with_dropout(q, k, v, key_mask, keep, rate):
+    """Attention with dropout on its weights, in NumPy. Returns (out, weights), the weights as they were before dropout.
+
+    q (batch, n_heads, n_queries, d_head), k, v (batch, n_heads, n_keys, d_head); key_mask (batch, n_keys) boolean,
+    True = may attend; keep (batch, n_heads, n_queries, n_keys) boolean, False = dropped; rate: the share dropped, what
+    is kept is divided by 1 - rate. A row with nothing to attend to is zero. ValueError for a rate outside [0, 1) and
+    for a key_mask that is not boolean.
+    """
+    if key_mask.dtype != bool:
+        raise ValueError(f"key_mask must be boolean with True = may attend, got {key_mask.dtype}")
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate must be at least 0 and less than 1, got {rate}")
+    weights = attention_weights(q, k, mask=key_mask[:, None, None, :])
+    return cuda.weighted_sum(weights * keep / (1 - rate), v), weights
+
+
+class DistanceBias(Positions):
+    """A learned number for each head and distance is added to the scores; beyond `reach` all distances share one.
+
+    The factor 4 lets the numbers grow four times as far in as many steps.
+    """
+
+    def __init__(self, n_heads, reach=7):
+        super().__init__()
+        self.reach = reach
+        self.table = nn.Parameter(torch.zeros(n_heads, 2 * reach + 1))
 
     def bias(self, n_queries, n_keys):
-        """Numbers to add to the scores: (n_heads, n_queries, n_keys), aligned at the bottom right, or None."""
-        return None
+        queries = torch.arange(n_keys - n_queries, n_keys, device=self.table.device)
+        distance = queries[:, None] - torch.arange(n_keys, device=self.table.device)
+        return 4 * self.table[:, distance.clip(-self.reach, self.reach) + self.reach]
 
 
 def masked_softmax(scores, mask=None, causal=False):
@@ -154,65 +378,6 @@ def masked_softmax(scores, mask=None, causal=False):
     return torch.softmax(scores.masked_fill(~mask & ~nothing, -math.inf), dim=-1).masked_fill(nothing, 0.0)
 
 
-class MultiHeadAttention(nn.Module):
-    """Multi-head attention, self or cross, with places to look at and to change what a head does.
-
-    A hook on `weights` sees the attention weights (batch, n_heads, n_queries, n_keys); one on `outputs` sees what the
-    heads found, (batch, n_heads, n_queries, d_head), before they are merged. What a hook returns takes their place.
-    """
-
-    def __init__(self, d_model, n_heads, positions=None):
-        super().__init__()
-        if n_heads < 1 or d_model % n_heads:
-            raise ValueError(f"n_heads must divide d_model, got {n_heads} and {d_model}")
-        self.n_heads = n_heads
-        self.positions = Positions() if positions is None else positions
-        self.w_q, self.w_k, self.w_v, self.w_o = (nn.Parameter(torch.randn(d_model, d_model) * d_model**-0.5)
-                                                  for _ in range(4))
-        self.weights, self.outputs = nn.Identity(), nn.Identity()
-
-    def forward(self, x, x_kv=None, mask=None, causal=False, positions=None, cache=None):
-        """x (batch, n_queries, d_model) asks; x_kv (batch, n_keys, d_model) answers, by default x itself.
-
-        mask boolean, broadcastable to (batch, n_heads, n_queries, n_keys). positions: integers (n_queries,) or
-        (batch, n_queries), by default 0, 1, ...; they rotate queries and keys in self-attention only.
-        cache: update(k, v) stores keys and values and returns all that may be attended to. Returns the shape of x.
-        """
-        for name, tokens in (("x", x), ("x_kv", x if x_kv is None else x_kv)):
-            if tokens.dim() != 3 or tokens.shape[-1] != len(self.w_q):
-                raise ValueError(f"{name} must have shape (batch, seq, {len(self.w_q)}), got {tuple(tokens.shape)}")
-        q = split_heads(x @ self.w_q, self.n_heads)
-        k, v = (split_heads((x if x_kv is None else x_kv) @ w, self.n_heads) for w in (self.w_k, self.w_v))
-        if x_kv is None:
-            positions = torch.arange(x.shape[1], device=x.device) if positions is None else positions
-            q, k = self.positions.rotate(q, positions), self.positions.rotate(k, positions)
-        if cache is not None:
-            k, v = cache.update(k, v)
-        scores = q @ k.mT / math.sqrt(q.shape[-1])
-        bias = self.positions.bias(*scores.shape[-2:]) if x_kv is None else None
-        if bias is not None:
-            scores = scores + bias
-        weights = self.weights(masked_softmax(scores, mask, causal))
-        return merge_heads(self.outputs(cuda.weighted_sum(weights, v))) @ self.w_o
-
-
-class DistanceBias(Positions):
-    """A learned number for each head and distance is added to the scores; beyond `reach` all distances share one.
-
-    The factor 4 lets the numbers grow four times as far in as many steps.
-    """
-
-    def __init__(self, n_heads, reach=7):
-        super().__init__()
-        self.reach = reach
-        self.table = nn.Parameter(torch.zeros(n_heads, 2 * reach + 1))
-
-    def bias(self, n_queries, n_keys):
-        queries = torch.arange(n_keys - n_queries, n_keys, device=self.table.device)
-        distance = queries[:, None] - torch.arange(n_keys, device=self.table.device)
-        return 4 * self.table[:, distance.clip(-self.reach, self.reach) + self.reach]
-
-
 @dataclass(frozen=True)
 class TransformerConfig:
     """The sizes of a TransformerLM. d_ff = 0 leaves the feed-forward layers out (an attention-only model)."""
@@ -230,20 +395,6 @@ class TransformerConfig:
 def feed_forward(d_model, d_ff):
     """Two linear layers without biases and a GELU between them, for each token alone: (..., d_model) to the same."""
     return nn.Sequential(nn.Linear(d_model, d_ff, bias=False), nn.GELU(), nn.Linear(d_ff, d_model, bias=False))
-
-class Block(nn.Module):
-    """One layer: x + attention(norm(x)), then x + feed_forward(norm(x)) if there is one."""
-
-    def __init__(self, config, attention, norm):
-        super().__init__()
-        self.norm_1, self.attention = norm(config.d_model), attention
-        if config.d_ff:
-            self.norm_2, self.feed_forward = norm(config.d_model), feed_forward(config.d_model, config.d_ff)
-
-    def forward(self, x, **where):
-        x = x + self.attention(self.norm_1(x), causal=True, **where)
-        return x + self.feed_forward(self.norm_2(x)) if hasattr(self, "feed_forward") else x
-
 
 def check_ids(name, ids, vocab_size):
     """Raise ValueError, in one sentence, unless ids are int32 or int64 (batch, seq) from 0 to vocab_size - 1."""
@@ -293,24 +444,6 @@ class TransformerLM(nn.Module):
 
 
 @contextmanager
-def record(model, names=("weights", "outputs")):
-    """During the block, keep what leaves the modules of these last names: {"blocks.0.attention.weights": tensor}.
-
-    Hooks run in the order in which they came: enter it after without_heads to see what is left.
-    """
-    cache, handles = {}, []
-    for path, module in model.named_modules():
-        if path.split(".")[-1] in names:
-            def keep(_module, _inputs, output, path=path):
-                cache[path] = output.detach()
-            handles.append(module.register_forward_hook(keep))
-    try:
-        yield cache
-    finally:
-        for handle in handles:
-            handle.remove()
-
-@contextmanager
 def without_heads(model, heads, means=None):
     """During the block, the heads [(layer, head), ...] of a TransformerLM hand over zeros.
 
@@ -336,36 +469,6 @@ def without_heads(model, heads, means=None):
     finally:
         for handle in handles:
             handle.remove()
-
-
-def pattern_scores(weights, period):
-    """How much each map of weights looks at the previous token, and at the token after the last occurrence.
-
-    weights (..., n, n), rows are queries, of sequences that repeat after `period` tokens.
-    Returns (previous, induction), each (...): the mean of weights[i, i - 1] over i >= 1, and the mean of
-    weights[i, i - period + 1] over i >= period. ValueError unless 2 <= period < n.
-    Source: Olsson et al. 2022 (arXiv 2209.11895).
-    """
-    if not 2 <= period < weights.shape[-1]:
-        raise ValueError(f"period must be at least 2 and less than n = {weights.shape[-1]}, got {period}")
-    previous = np.diagonal(weights, -1, axis1=-2, axis2=-1)
-    induction = np.diagonal(weights, 1 - period, axis1=-2, axis2=-1)[..., 1:]      # its first entry is query period - 1
-    return previous.mean(-1), induction.mean(-1)
-
-
-def head_contributions(heads, w_o):
-    """What each head adds to the output of multi-head attention; the sum over the heads is merge_heads(heads) @ w_o.
-
-    heads (..., n_heads, seq, d_v), w_o (n_heads * d_v, d_model). Returns (..., n_heads, seq, d_model). ValueError for
-    other numbers of axes or rows.
-    """
-    if len(heads.shape) < 3 or len(w_o.shape) != 2:
-        raise ValueError("heads must have at least three axes (n_heads, seq, d_v) and w_o two, got shapes "
-                         f"{tuple(heads.shape)} and {tuple(w_o.shape)}")
-    n_heads, d_v = heads.shape[-3], heads.shape[-1]
-    if len(w_o) != n_heads * d_v:
-        raise ValueError(f"w_o must have n_heads * d_v = {n_heads * d_v} rows, got {len(w_o)}")
-    return heads @ w_o.reshape(n_heads, d_v, w_o.shape[-1])
 
 
 class EncoderLayer(nn.Module):
@@ -435,22 +538,6 @@ class EncoderDecoder(nn.Module):
         return target
 
 
-def attention_with_dropout(q, k, v, key_mask, keep, rate):
-    """Attention with dropout on its weights, in NumPy. Returns (out, weights), the weights as they were before dropout.
-
-    q (batch, n_heads, n_queries, d_head), k, v (batch, n_heads, n_keys, d_head); key_mask (batch, n_keys) boolean,
-    True = may attend; keep (batch, n_heads, n_queries, n_keys) boolean, False = dropped; rate: the share dropped, what
-    is kept is divided by 1 - rate. A row with nothing to attend to is zero. ValueError for a rate outside [0, 1) and
-    for a key_mask that is not boolean.
-    """
-    if key_mask.dtype != bool:
-        raise ValueError(f"key_mask must be boolean with True = may attend, got {key_mask.dtype}")
-    if not 0 <= rate < 1:
-        raise ValueError(f"rate must be at least 0 and less than 1, got {rate}")
-    weights = attention_weights(q, k, mask=key_mask[:, None, None, :])
-    return cuda.weighted_sum(weights * keep / (1 - rate), v), weights
-
-
 PROJECT = r"""
 #define TILE 16
 __global__ void project(const float* x, const float* w, float* out, int n_rows, int d_in, int d_out) {
@@ -484,19 +571,19 @@ def project_launch(x, w):
     out = torch.zeros(*x.shape[:-1], d_out, device=x.device)
     return (-(-n_rows // 16), -(-d_out // 16)), (16, 16), (x, w, out, n_rows, d_in, d_out), out
 
-
-LOAD_HEAD = r"""
-#define TILE 16
-__device__ void load_head(float* tile, int stride, const float* rows, int row_stride, int head, int first, int n_rows,
-                          int d_head) {
-  int thread = threadIdx.y * TILE + threadIdx.x;
-  for (int e = thread; e < TILE * d_head; e += TILE * TILE) {
-    int r = e / d_head, c = e % d_head;
-    bool exists = first + r < n_rows;
-    tile[r * stride + c] = exists ? rows[(size_t)(first + r) * row_stride + head * d_head + c] : 0.0f;
-  }
+SPLIT_COPY = r"""
+__global__ void split_copy(const float* x, float* y, int n_heads, int seq, int d_head, int n) {
+  int e = blockIdx.x * blockDim.x + threadIdx.x;
+  if (e >= n) return;
+  int c = e % d_head, t = e / d_head % seq, h = e / d_head / seq % n_heads, b = e / d_head / seq / n_heads;
+  y[e] = x[((size_t)(b * seq + t) * n_heads + h) * d_head + c];
 }
 """
+
+@functools.cache
+def split_copy_kernel():
+    """The copy of (batch, seq, heads * d_head) to (batch, heads, seq, d_head), a thread an element."""
+    return cuda.compile(SPLIT_COPY, name="split_copy")
 
 
 ROW_TOOLS = ROW_OF_A_TILE + r"""

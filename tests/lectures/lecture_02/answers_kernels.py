@@ -1,4 +1,4 @@
-"""Answers to exercise 2.7 as learners write them: right ones, unlike the lecture's, and wrong ones, each with words that
+"""Answers to exercise 2H as learners write them: right ones, unlike the lecture's, and wrong ones, each with words that
 the report must contain."""
 
 HEAD = r"""
@@ -74,9 +74,9 @@ SIXTEEN_THREADS = BY_NUMBER.replace(
     "int e = thread; e < TILE * d_head; e += 256", "int e = thread; e < TILE * d_head && thread < 16; e += 16"
 )
 
-RIGHT = {"2.7": [BY_NUMBER, A_ROW_FOR_SIXTEEN_THREADS]}
+RIGHT = {"2H": [BY_NUMBER, A_ROW_FOR_SIXTEEN_THREADS]}
 WRONG = {
-    "2.7": [
+    "2H": [
         (NEXT_HEAD, "The columns of a head are head * d_head to"),
         (FIRST_HEAD, "head 1 was asked for and head 0 loaded"),
         (AS_IF_TRANSPOSED, "as if each head had an array of its own"),

@@ -8,9 +8,11 @@ from utils.judge.kernel import TILE, KernelExercise, compiled, launch, must_be, 
 from utils.judge.result import Failed
 
 load_head = KernelExercise(
-    "2.7",
+    "2H",
     "LOAD_HEAD",
     "multi_head",
+    formerly="2.7",
+    importance="useful",
     fault_hints={
         "out of bounds": "Compare first + r with n_rows. The columns of a head are head * d_head to "
         "(head + 1) * d_head - 1."

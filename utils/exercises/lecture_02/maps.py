@@ -9,10 +9,10 @@ from utils.judge.function import exercise
 MODULE = "multi_head"
 
 
-# --- 2.4 -------------------------------------------------------------------------------------------------------------
+# --- 2E --------------------------------------------------------------------------------------------------------------
 
 
-@exercise("2.4", MODULE, returns=("previous", "induction"))
+@exercise("2E", MODULE, formerly="2.4", importance="useful", returns=("previous", "induction"))
 def pattern_scores(weights, period):
     n = weights.shape[-1]
     previous = sum(weights[..., i, i - 1] for i in range(1, n)) / (n - 1)
@@ -25,30 +25,39 @@ def rows_of_weights(rng, *shape):
     return (drawn / drawn.sum(-1, keepdims=True)).round(2)
 
 
-@pattern_scores.property("previous: the mean weight on the key before the query")
+@pattern_scores.property(
+    "previous: the mean weight on the key before the query", hint="On which side of the main diagonal is key i - 1?"
+)
 def _(ask, rng):
     ask(rows_of_weights(rng, 5, 5), 3)
 
 
-@pattern_scores.property("induction: the mean weight on the key period - 1 before the query")
+@pattern_scores.property(
+    "induction: the mean weight on the key period - 1 before the query",
+    hint="How far before query i is key i - period + 1?",
+)
 def _(ask, rng):
     ask(rows_of_weights(rng, 6, 6), 3)
 
 
-@pattern_scores.property("induction begins with query number period")
+@pattern_scores.property(
+    "induction begins with query number period", hint="Which query has the first entry of your diagonal?"
+)
 def _(ask, rng):
     weights = np.zeros((5, 5))
     weights[2, 0] = 1.0
     ask(weights, 3)
 
 
-@pattern_scores.property("any period, also one with a last round that is cut off")
+@pattern_scores.property(
+    "any period, also one with a last round that is cut off", hint="Which number of queries is your mean over?"
+)
 def _(ask, rng):
     ask(rows_of_weights(rng, 7, 7), 2)
     ask(rows_of_weights(rng, 7, 7), 5)
 
 
-@pattern_scores.property("leading axes: one score for each map")
+@pattern_scores.property("leading axes: one score for each map", hint="Which two axes does your diagonal run over?")
 def _(ask, rng):
     ask(rows_of_weights(rng, 4, 5, 5), 3)
     ask(rows_of_weights(rng, 5, 2, 6, 6), 3)
@@ -109,39 +118,39 @@ for message, answer in {
     pattern_scores.mistake(message)(answer)
 
 
-# --- 2.5 -------------------------------------------------------------------------------------------------------------
+# --- 2F --------------------------------------------------------------------------------------------------------------
 
 
-@exercise("2.5", MODULE)
+@exercise("2F", MODULE, formerly="2.5", importance="useful")
 def head_contributions(heads, w_o):
     n_heads, d_v = heads.shape[-3], heads.shape[-1]
     parts = [np.einsum("...td,dm->...tm", heads[..., i, :, :], w_o[i * d_v : (i + 1) * d_v]) for i in range(n_heads)]
     return np.stack(parts, axis=-3)
 
 
-@head_contributions.property("each head by its own block of rows")
+@head_contributions.property("each head by its own block of rows", hint="Which rows of w_o has head 1?")
 def _(ask, rng):
     ask(np.ones((2, 1, 1)), np.array([[1.0, 2.0], [3.0, 4.0]]))
     ask(draw(rng, 2, 3, 2), draw(rng, 4, 2))
 
 
-@head_contributions.property("the heads are not added up yet")
+@head_contributions.property("the heads are not added up yet", hint="Which axis of the result counts the heads?")
 def _(ask, rng):
     ask(draw(rng, 3, 2, 2), draw(rng, 6, 4))
 
 
-@head_contributions.property("d_model need not be n_heads * d_v")
+@head_contributions.property("d_model need not be n_heads * d_v", hint="Where does d_model come from in your code?")
 def _(ask, rng):
     ask(draw(rng, 2, 3, 2), draw(rng, 4, 5))
     ask(draw(rng, 3, 4, 1), draw(rng, 3, 2))
 
 
-@head_contributions.property("leading axes")
+@head_contributions.property("leading axes", hint="Which axes do you count from the front?")
 def _(ask, rng):
     ask(draw(rng, 2, 2, 3, 2), draw(rng, 4, 3))
 
 
-@head_contributions.property("float32 in, the same to 1e-5")
+@head_contributions.property("float32 in, the same to 1e-5", hint="Which array do you make with a type of its own?")
 def _(ask, rng):
     ask(draw(rng, 2, 3, 2).astype(np.float32), draw(rng, 4, 3).astype(np.float32))
 

@@ -21,11 +21,8 @@ def attend(q, k, v, allowed, scale):
     return out
 
 
-# --- 2.3 -------------------------------------------------------------------------------------------------------------
-
-
-@exercise("2.3", MODULE)
-def multi_head_attention_numpy(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, causal=False):
+@exercise("2B", MODULE, formerly="2.3", importance="essential")
+def multi_head(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, causal=False):
     n_queries, n_keys = x_q.shape[-2], x_kv.shape[-2]
     allowed = np.ones((*x_q.shape[:-2], n_heads, n_queries, n_keys), bool) & (True if mask is None else mask)
     if causal:
@@ -50,48 +47,56 @@ def inputs(rng, n_queries, n_keys, d_model, n_heads, d_head, d_v=None, leading=(
     return (x_q, x_kv, *w, n_heads)
 
 
-@multi_head_attention_numpy.property("self-attention in two heads")
+@multi_head.property(
+    "self-attention in two heads", hint="Which four matrices come when, and what stands between split and merge?"
+)
 def _(ask, rng):
     ask(*inputs(rng, 2, None, 2, 2, 1))
     ask(*inputs(rng, 5, None, 6, 2, 3))
 
 
-@multi_head_attention_numpy.property("cross-attention: x_q asks, x_kv answers")
+@multi_head.property("cross-attention: x_q asks, x_kv answers", hint="From which input come q, k and v?")
 def _(ask, rng):
     ask(*inputs(rng, 2, 2, 2, 2, 1))
     ask(*inputs(rng, 3, 5, 6, 3, 2))
 
 
-@multi_head_attention_numpy.property("one head is attention_numpy between projections")
+@multi_head.property(
+    "one head is attention_numpy between projections", hint="What is left of your function when n_heads is 1?"
+)
 def _(ask, rng):
     ask(*inputs(rng, 3, 4, 2, 1, 2))
 
 
-@multi_head_attention_numpy.property("d_head need not be d_model / n_heads, nor d_v be d_head")
+@multi_head.property(
+    "d_head need not be d_model / n_heads, nor d_v be d_head", hint="Which width do you compute, and from which array?"
+)
 def _(ask, rng):
     ask(*inputs(rng, 3, 4, 4, 2, 3))
     ask(*inputs(rng, 3, 4, 4, 2, 3, d_v=1))
 
 
-@multi_head_attention_numpy.property("mask and causal, and zeros where nothing is allowed")
+@multi_head.property(
+    "mask and causal, and zeros where nothing is allowed", hint="To which function do mask and causal go?"
+)
 def _(ask, rng):
     ask(*inputs(rng, 3, None, 2, 2, 1), causal=True)
     ask(*inputs(rng, 2, 3, 2, 2, 1), mask=np.array([[True, False, True], [False, False, False]]))
     ask(*inputs(rng, 2, 4, 4, 2, 2), mask=np.array([[True, False, True, True]]), causal=True)
 
 
-@multi_head_attention_numpy.property("leading axes, and a mask for each head")
+@multi_head.property("leading axes, and a mask for each head", hint="Which axes do you count from the front?")
 def _(ask, rng):
     ask(*inputs(rng, 3, 4, 4, 2, 2, leading=(2,)), mask=rng.random((2, 2, 3, 4)) < 0.6)
 
 
-@multi_head_attention_numpy.property("float32 in, the same to 1e-5")
+@multi_head.property("float32 in, the same to 1e-5", hint="Which array do you make with a type of its own?")
 def _(ask, rng):
     *arrays, n_heads = inputs(rng, 3, 4, 4, 2, 2)
     ask(*(a.astype(np.float32) for a in arrays), n_heads)
 
 
-@multi_head_attention_numpy.property(
+@multi_head.property(
     "all at once: a mask for each head, causal, leading axes, float32",
     hint="Which two of the options do not work together?",
 )
@@ -169,17 +174,15 @@ for message, change in {
     "The mask is not handed on.": {"use_mask": False},
     "causal is not handed on.": {"use_causal": False},
 }.items():
-    multi_head_attention_numpy.mistake(message)(partial(usual_attention, **change))
+    multi_head.mistake(message)(partial(usual_attention, **change))
 
 
-@multi_head_attention_numpy.mistake("causal is forgotten when there is a mask for each head: both must allow a key.")
+@multi_head.mistake("causal is forgotten when there is a mask for each head: both must allow a key.")
 def _(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, causal=False):
     return usual_attention(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask, causal and (mask is None or mask.ndim < 3))
 
 
-@multi_head_attention_numpy.mistake(
-    "The forbidden score still decided the maximum that was subtracted: mask before that."
-)
+@multi_head.mistake("The forbidden score still decided the maximum that was subtracted: mask before that.")
 def _(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, causal=False):
     q, k, v = (split_heads.oracle(x @ w, n_heads) for x, w in ((x_q, w_q), (x_kv, w_k), (x_kv, w_v)))
     s = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
