@@ -8,7 +8,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from attention import fundamentals
+from attention.fundamentals import causal_mask
 from utils.check import TOLERANCE, close, difference, progress
 from utils.judge import progress as kept
 from utils.judge.exercise import exercises
@@ -94,7 +94,7 @@ def test_in_a_notebook_the_learners_own_line_is_shown_by_its_number_within_the_c
 
 def calls_a_lecture_wrongly(x, axis=-1):
     if axis == 0:
-        fundamentals.causal_mask(-1, 0)
+        causal_mask(-1, 0)
     powers = np.exp(x - x.max(axis, keepdims=True))
     return powers / powers.sum(axis, keepdims=True)
 
@@ -113,7 +113,7 @@ def two_properties(mistakes):
 def test_an_exception_in_a_lectures_function_is_told_by_the_learners_line_and_with_the_propertys_hint():
     exercise = two_properties([])
     text = "\n".join(lines(exercise, exercise.judge(calls_a_lecture_wrongly)))
-    assert ": fundamentals.causal_mask(-1, 0)\n    ValueError: n_queries and n_keys must not be negative" in text
+    assert ": causal_mask(-1, 0)\n    ValueError: n_queries and n_keys must not be negative" in text
     assert text.endswith("Which calls in your softmax take an axis?")
 
 

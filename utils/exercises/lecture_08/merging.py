@@ -94,13 +94,14 @@ def _(ask, rng):
 
 
 def usual_merge(v, w_v, w_o, n_kv_heads, *, rotation=lambda a, b: _svd(a.T @ b), reference=lambda h, group: h // group * group,
-                back=lambda r, o: r.T @ o, source=lambda v, w_v: v, share=lambda group: 1 / group, home=lambda h, group, n: h // group):  # fmt: skip
+                back=lambda r, o: r.T @ o, source=lambda v, w_v: v, share=lambda group: 1 / group, home=lambda h, group, n: h // group,
+                forth=lambda r, w: w @ r):  # fmt: skip
     """The merge in the usual way. The mistakes differ in what follows the `*`; as it stands, it is right."""
     group, look = len(v) // n_kv_heads, source(v, w_v)
     merged, turned = np.zeros((n_kv_heads, *w_v.shape[1:])), np.zeros(w_o.shape)
     for h in range(len(v)):
         r = rotation(look[h], look[reference(h, group)])
-        merged[home(h, group, n_kv_heads)] += w_v[h] @ r * share(group)
+        merged[home(h, group, n_kv_heads)] += forth(r, w_v[h]) * share(group)
         turned[h] = back(r, w_o[h])
     return merged, turned
 
@@ -131,6 +132,7 @@ aligned_merge.mistakes_of(
         "Every head is turned onto head 0: the reference is the first head of its own group.": {
             "reference": lambda h, group: 0
         },
+        "w_v is averaged as it is: each head's w_v is turned first, w_v[h] @ rotation.": {"forth": lambda r, w: w},
         "w_o is not turned back: what the heads say changes.": {"back": lambda r, o: o},
         "w_o is turned by the rotation itself: it needs the inverse, the transpose, on the left.": {
             "back": lambda r, o: r @ o
