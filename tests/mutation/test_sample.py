@@ -10,9 +10,10 @@ from utils.judge.exercise import exercises, lectures
 
 EACH = 5  # mutants of a lecture
 SECOND = [number for number in lectures() if lecture(number).header.get("edition") == 2]
+COUNTED = [n for n in SECOND if any(exercise.number in counts() for exercise in exercises(n))]
 
 
-@pytest.mark.parametrize("number", SECOND)
+@pytest.mark.parametrize("number", COUNTED)
 def test_of_a_sample_none_survives(number):
     """A lecture's own seed: what is drawn does not depend on the other lectures."""
     drawn = sample(list(answers(number)), EACH, seed=int(number))
@@ -31,6 +32,8 @@ def test_what_is_listed_as_equivalent_and_what_was_counted_is_still_there(number
             everyone[answer.exercise.number] += not scale
     stale = [name for n, found in mutants.items() for name in EQUIVALENT.get(n, {}) if name not in found]
     assert stale == []
+    if number not in COUNTED:
+        pytest.skip(f"nobody has tried them all yet: python -m tests.mutation {number} --keep")
     kept = {n: sum(words.values()) for n, words in counts().items() if n in everyone}
     assert kept == {n: count for n, count in everyone.items() if count}, f"python -m tests.mutation {number} --keep"
     assert not any(words[SURVIVED] for n, words in counts().items() if n in everyone)
