@@ -133,7 +133,7 @@ if smollm:
 
 # %% [markdown]
 # The same text for 18 readings. And in a longer one? A recorded run of the same model (one thread of a processor, `python -m
-# data.recorded.lecture_05`).
+# data.recorded.lecture_05`): another machine, or a busier one, has other numbers, and lines of the same shape.
 
 # %% tags=["slide"]
 recorded = json.loads((data.FOLDER / "recorded" / "lecture_05.json").read_text())
@@ -145,7 +145,7 @@ for i in (0, -1):
         f"{name} {rate[i]:.1f} a second" for name, rate in rates.items()))
 ax = plotting.curves(rates, x=lengths, xlabel="tokens in the text", log_y=True,
                      ylabel="tokens a second", title="Without a cache SmolLM2 gets "
-                     "slower with every token; with one, hardly")
+                     "slower with every token; with one, far less")
 ax.set_xscale("log", base=2)
 plotting.show("Tokens a second against the length of the text, both logarithmic: with "
               "a cache nearly level, without one a straight line that falls.")
@@ -780,7 +780,7 @@ if smollm:
 #
 # **Does the clock say what the operations say?** The slopes of the first figure, and those of `forward_flops` for the same
 # lengths (in sizes of SmolLM2). Then the same of a small model with two layers of width 64, where attention is most of the
-# work.
+# work. All times are recorded ones: trust their slopes to a few tenths.
 
 # %%
 small = recorded["small_model"]
@@ -793,7 +793,7 @@ for name, run, shape in (("SmolLM2", speed, sizes), ("small model", small, dict(
         counted = -np.polyfit(np.log(n), np.log(forward_flops(read, n, **shape)), 1)[0]
         print(f"{name:11s} {kind:15s} tokens a second: measured n^{power:.1f}, "
               f"by operations n^{counted:.1f}")
-print(f"small model at 2,048 tokens: {small['softmax_share']:.0%} of the time is mask "
+print(f"small model at 2,048 tokens: {small['softmax_share']:.1f} of the time is mask "
       f"and softmax; a layer's scores are {4 * 2048**2 * 8 / 1e6:.0f} MB")
 
 # %% [markdown]
