@@ -1199,14 +1199,21 @@ def tile_sizes(block_q, block_k, shared_bytes, available=48 * 1024):
     return rows, keys
 
 
+RUNGS = {"rows": None, "shared": None, "registers": None, "large": 96, "half": None, "bfloat16": None, "mma": 128}   # d
+
 def flash_launch(rung, q, k, v, causal=False, scale=None, block_q=None, block_k=None):
     """What launches a rung on tensors (heads, seq, d) of its type: kernel, (grid, block, shared bytes), arguments.
 
-    rung: as in flash_kernel; "large" are register tiles of 128 x 128, which need more shared memory than 48 KB, and "mma"
-    takes 128 queries, d up to 128. The fourth and fifth argument are the output and the log-sum-exp, in single
-    precision, both to be written.
+    rung: as in flash_kernel; "large" are register tiles of 128 x 128, d up to 96: they need more shared memory than 48
+    KB, and for more columns more than any GPU has. "mma" takes 128 queries, d up to 128. The fourth and fifth argument
+    are the output and the log-sum-exp, in single precision, both to be written. Raises ValueError for another rung, and
+    for a larger d.
     """
     (n_heads, n_queries, d), n_keys = q.shape, k.shape[1]
+    if rung not in RUNGS:
+        raise ValueError(f"rung must be one of {', '.join(RUNGS)}, got {rung!r}")
+    if RUNGS[rung] and d > RUNGS[rung]:
+        raise ValueError(f'rung "{rung}" takes d up to {RUNGS[rung]}, got {d}')
     block_q, block_k = (64 if block is None else block for block in (block_q, block_k))
     step = 32 if rung in ("registers", "large") else 16
     width = step * math.ceil(d / step)

@@ -2101,7 +2101,10 @@ def naive_bytes(n, d):
 def naive_reports(q, k, v, s, p, out):
     """Reports of the three kernels of lecture 01: scores, softmax, blend."""
     (n, d), m = q.shape, len(k)
-    up = lambda size: -(-size // 16)
+
+    def up(size):
+        return -(-size // 16)
+
     return [cuda.compile(SCORES).check[(up(m), up(n)), (16, 16)](q, k, s, n, m, d, 1 / math.sqrt(d)),
             cuda.compile(SOFTMAX_ROWS).check[n, 32](s, p, m),
             cuda.compile(BLEND).check[(up(d), up(n)), (16, 16)](p, v, out, n, m, d)]
@@ -2883,14 +2886,21 @@ def tile_sizes(block_q, block_k, shared_bytes, available=48 * 1024):
     return rows, keys
 
 # %% tags=["export", "plumbing"]
+RUNGS = {"rows": None, "shared": None, "registers": None, "large": 96, "half": None, "bfloat16": None, "mma": 128}   # d
+
 def flash_launch(rung, q, k, v, causal=False, scale=None, block_q=None, block_k=None):
     """What launches a rung on tensors (heads, seq, d) of its type: kernel, (grid, block, shared bytes), arguments.
 
-    rung: as in flash_kernel; "large" are register tiles of 128 x 128, which need more shared memory than 48 KB, and "mma"
-    takes 128 queries, d up to 128. The fourth and fifth argument are the output and the log-sum-exp, in single
-    precision, both to be written.
+    rung: as in flash_kernel; "large" are register tiles of 128 x 128, d up to 96: they need more shared memory than 48
+    KB, and for more columns more than any GPU has. "mma" takes 128 queries, d up to 128. The fourth and fifth argument
+    are the output and the log-sum-exp, in single precision, both to be written. Raises ValueError for another rung, and
+    for a larger d.
     """
     (n_heads, n_queries, d), n_keys = q.shape, k.shape[1]
+    if rung not in RUNGS:
+        raise ValueError(f"rung must be one of {', '.join(RUNGS)}, got {rung!r}")
+    if RUNGS[rung] and d > RUNGS[rung]:
+        raise ValueError(f'rung "{rung}" takes d up to {RUNGS[rung]}, got {d}')
     block_q, block_k = (64 if block is None else block for block in (block_q, block_k))
     step = 32 if rung in ("registers", "large") else 16
     width = step * math.ceil(d / step)
@@ -3036,10 +3046,17 @@ def with_dropout(q, k, v, d_out, seed, rate, block):
     """Output and gradients of attention with dropout; the mask exists one tile at a time, twice."""
     n, keep = len(q), 1 - rate
     starts = range(0, n, block)
-    part = lambda i: slice(i, i + block)
     _, lse = flash_attention_numpy(q, k, v, scale=1.0)
-    weights = lambda i, j: np.exp(q[part(i)] @ k[part(j)].T - lse[part(i), None])
-    mask = lambda i, j: keep_mask(seed, i, j, (block, block), rate) / keep
+
+    def part(i):
+        return slice(i, i + block)
+
+    def weights(i, j):
+        return np.exp(q[part(i)] @ k[part(j)].T - lse[part(i), None])
+
+    def mask(i, j):
+        return keep_mask(seed, i, j, (block, block), rate) / keep
+
     out, d_q, d_k, d_v = (np.zeros_like(a) for a in (v, q, k, v))
     for i in starts:                                                         # forward: queries outside
         for j in starts:

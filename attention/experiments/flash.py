@@ -100,7 +100,10 @@ def naive_bytes(n, d):
 def naive_reports(q, k, v, s, p, out):
     """Reports of the three kernels of lecture 01: scores, softmax, blend."""
     (n, d), m = q.shape, len(k)
-    up = lambda size: -(-size // 16)
+
+    def up(size):
+        return -(-size // 16)
+
     return [cuda.compile(SCORES).check[(up(m), up(n)), (16, 16)](q, k, s, n, m, d, 1 / math.sqrt(d)),
             cuda.compile(SOFTMAX_ROWS).check[n, 32](s, p, m),
             cuda.compile(BLEND).check[(up(d), up(n)), (16, 16)](p, v, out, n, m, d)]
@@ -167,10 +170,17 @@ def with_dropout(q, k, v, d_out, seed, rate, block):
     """Output and gradients of attention with dropout; the mask exists one tile at a time, twice."""
     n, keep = len(q), 1 - rate
     starts = range(0, n, block)
-    part = lambda i: slice(i, i + block)
     _, lse = flash_attention_numpy(q, k, v, scale=1.0)
-    weights = lambda i, j: np.exp(q[part(i)] @ k[part(j)].T - lse[part(i), None])
-    mask = lambda i, j: keep_mask(seed, i, j, (block, block), rate) / keep
+
+    def part(i):
+        return slice(i, i + block)
+
+    def weights(i, j):
+        return np.exp(q[part(i)] @ k[part(j)].T - lse[part(i), None])
+
+    def mask(i, j):
+        return keep_mask(seed, i, j, (block, block), rate) / keep
+
     out, d_q, d_k, d_v = (np.zeros_like(a) for a in (v, q, k, v))
     for i in starts:                                                         # forward: queries outside
         for j in starts:

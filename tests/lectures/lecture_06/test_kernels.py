@@ -61,10 +61,21 @@ def must_agree(got, expected, tolerance):
 @every_rung
 @pytest.mark.parametrize("d", [1, 7, 32, 33, 64, 80, 128])
 def test_every_rung_takes_any_d_and_ragged_lengths(rung, d):
-    if (rung, d) == ("large", 128):
-        pytest.skip("tiles of 128 x 128 with d = 128 need more shared memory than a multiprocessor has")
+    d = min(d, f.RUNGS[rung] or d)
     climb(rung, *draw(d, 19, 37, d, dtype=TYPES[rung]))
     climb(rung, *draw(d, 19, 37, d, dtype=TYPES[rung]), causal=True)
+
+
+@pytest.mark.parametrize(("rung", "d"), [("large", 96), ("mma", 128)])
+def test_a_rung_says_up_to_which_d_it_goes(rung, d):
+    assert f.flash_launch(rung, *draw(0, 1, 1, d, dtype=TYPES[rung]))[1][2] <= 227 * 1024
+    with pytest.raises(ValueError, match=f'rung "{rung}" takes d up to {d}, got {d + 1}'):
+        f.flash_launch(rung, *draw(0, 1, 1, d + 1, dtype=TYPES[rung]))
+
+
+def test_a_rung_that_is_none_is_told_which_there_are():
+    with pytest.raises(ValueError, match="rung must be one of rows, shared, .*, mma, got 'tiles'"):
+        f.flash_launch("tiles", *draw(0, 1, 1, 8))
 
 
 @every_rung
