@@ -572,7 +572,7 @@ for name, claimed, found in zip(published, table[:, 0], kept):
 #
 # (As of November 2026.) The first half of it is about *positions*, and can be tried on SmolLM2, which **claims 8,192**. A text of
 # that length costs minutes here. But RoPE sees differences of positions only: leave a **gap** of $D$ positions between prompt
-# and question, and every key of the prompt is $D$ farther away, at the cost of 240 tokens.
+# and question, as in lecture 03, and every key of the prompt is $D$ farther away, at the cost of 240 tokens.
 
 # %% tags=["slide"]
 words = ["text", "text", "text", "key", "text", "text", "ask", "ask", "5"]
