@@ -41,7 +41,7 @@
 # *write* attention that holds one tile of it (6A, 6B), *find* the bug in such a loop (6C), *compute* gradients without it
 # (6D), *pack* texts of all lengths into one batch (6E), *deal* the loop out to a GPU's threads (6F), *merge* the parts of a
 # row, around a ring of machines too (6G, 6H).
-# **You need** attention and its gradient (lecture 01), heads (lecture 02), bytes and FLOPs (lecture 04).
+# **You need** attention, its gradient and the bytes of its kernels (lecture 01), heads (lecture 02).
 #
 # | part or section | core minutes | more minutes |
 # |---|---|---|
