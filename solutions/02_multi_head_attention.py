@@ -983,7 +983,7 @@ losses_without = check("2G", losses_without)
 # First our own model: its eight heads one by one, then *all* heads of layer 0 that look one back, together; and the control,
 # as many other heads of the same layer, in the worst choice of them.
 #
-# *Predict.* How many of the eight can be silenced alone with a loss below 1 (a guess costs more than 3)? And which group is fatal?
+# *Predict.* How many of the eight can be silenced alone with a loss below 1 (a blind guess costs 3.5)? And which group is fatal?
 
 # %% tags=["slide"]
 from itertools import combinations
