@@ -859,8 +859,9 @@ if smollm:
                   "a few along the other, none in the corner; colours give the layer.")
 
 # %% [markdown]
-# Nine of 270; about a dozen look one back (in brackets: layer, head). And the order is the one that the circuit needs: the two strongest
-# previous-token heads stand in layers 16 and 11, before the induction heads of layers 17 and 18.
+# Nine of 270; 15 look one back (in brackets: layer, head). The order is mostly the one that the circuit needs: the two strongest
+# previous-token heads stand in layers 16 and 11, before the induction heads of layers 17 and 18. Not all do: the third stands
+# in layer 19, and can feed only those behind it.
 #
 # ### 2.6 Output aggregation
 #
@@ -982,7 +983,7 @@ losses_without = check("2G", losses_without)
 # First our own model: its eight heads one by one, then *all* heads of layer 0 that look one back, together; and the control,
 # as many other heads of the same layer, in the worst choice of them.
 #
-# *Predict.* How many of the eight can be silenced alone, without harm? And which group is fatal?
+# *Predict.* How many of the eight can be silenced alone with a loss below 1 (a blind guess costs 3.5)? And which group is fatal?
 
 # %% tags=["slide"]
 from itertools import combinations
@@ -1009,9 +1010,9 @@ plotting.show("Four bars of loss: near 0 with all heads, small without the worst
               "the largest without the heads that look one back.")
 
 # %% [markdown]
-# Nearly all. That does not mean that heads do not matter: several do the same, and stand in for each other. Without the whole group the
-# task is lost, and the control shows that it is not a matter of *how many* are silent. Layer 1 was not touched; what its
-# heads look for is no longer written.
+# At least seven of the eight. That does not mean that heads do not matter: several do the same, and stand in for each other, though
+# not at no cost. Without the whole group the task is lost, and the control shows that it is not a matter of *how many* are
+# silent. Layer 1 was not touched; what its heads look for is no longer written.
 #
 # *Predict.* In SmolLM2 the ten best induction heads (of 270) fall silent, or one head that looks one back. Which does more
 # harm to the second round? The controls: as many heads of the same layers.
