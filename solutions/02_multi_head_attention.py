@@ -825,7 +825,7 @@ plotting.show("Three curves over training steps with bands over three seeds; all
               "flat and then rise within the same stretch.")
 half_way = np.array([[two_layers[0].steps[np.argmax(np.array(one) > one[-1] / 2)]
                       for one in curve] for curve in best.values()])
-print("half of the final value, between the first and the last of the three: at most "
+print("half of the final value, first to last of the three: at most "
       f"{np.ptp(half_way, axis=0).max()} steps (within 50: {np.ptp(half_way) <= 50})")
 
 # %% [markdown]
@@ -1004,10 +1004,10 @@ for seed, run in enumerate(two_layers):
           f" group of {len(group)}: {losses[-1]:.1f},",
           f"worst other: {losses[9:-1].max():.1f}")
 plotting.bars(cut_off, ylabel="loss in the second round (nats)",
-              title="Single heads are spared; the group that looks one back is not")
-plotting.show("Four bars of loss: near 0 with all heads, small without the worst "
-              "single head, larger without the worst other group, and by far "
-              "the largest without the heads that look one back.")
+              title="Each loss of heads costs; the group that looks one back costs most")
+plotting.show("Four bars of loss: near 0.1 with all heads, about 1 to 2 without the "
+              "worst single head and without the worst other group, and about 5 "
+              "without the heads that look one back.")
 
 # %% [markdown]
 # At least seven of the eight. That does not mean that heads do not matter: several do the same, and stand in for each other, though
@@ -1582,7 +1582,7 @@ if smollm:
         target = scores[:, smollm.encode(word)[0, 0]]
         ranks[f"{prompt}:{word}"] = (scores > target[:, None]).sum(1).numpy() + 1
         print(f"{prompt}{word}: rank", *(f"{ranks[f'{prompt}:{word}'][i]:,} (layer {i})"
-                                         for i in (6, 18, 24, 27, 29)))
+                                         for i in (6, 24, 27, 29)))
     plotting.curves(ranks, xlabel="after layer", ylabel="rank of the word", log_y=True,
                     title="Both words come up in the last third, first only at the end")
     plotting.show("Two falling lines of rank against layer, logarithmic: near a "

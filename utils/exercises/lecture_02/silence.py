@@ -193,7 +193,6 @@ losses_without.mistakes_of(
     usual,
     {
         "The hooks of the groups before are still there: remove each handle before the next group.": {"removed": False},
-        "The hooks sit on self.weights: a head hands over `outputs`.": {"place": lambda block: block.attention.weights},
         "Every layer's heads of that number are silent: a pair names its layer.": {
             "heads": lambda group, layer: [head for _, head in group]
         },
