@@ -1512,7 +1512,8 @@ plotting.head_viewer(w_letters, letters,
                      "ABCDEFGH twice: choose layer 1 and the second C.")
 
 # %% tags=["nbval-ignore-output"]
-plotting.bertviz_model_view(w_letters.round(3), letters, "The same in BertViz.")
+plotting.bertviz_model_view(w_letters.round(3), letters,
+                            "The same heads of both layers in BertViz.")
 
 # %% [markdown]
 # **In how many of MiniLM's 72 heads is there a pattern that one can name?** Five candidates: the token itself, the one before,

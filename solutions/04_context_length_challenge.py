@@ -1585,7 +1585,7 @@ import time
 from attention.multi_head import Positions, TransformerConfig, TransformerLM
 from attention.rotary import ALiBi, Rotary, apply_rope_torch, rope_frequencies
 from torch.nn import functional as F
-from utils.language_model.texts import EXCERPTS
+from utils.data import EXCERPTS
 
 # %% tags=["export", "plumbing"]
 def loss_by_position(losses, edges):

@@ -89,6 +89,12 @@ def course_prose():
     return _read("course.txt", "git checkout data/course.txt")
 
 
+EXCERPTS = {  # what the language model reads
+    "course": course_prose,
+    "help": lambda: prose()[prose().index('The "import" statement\n***') :][:20000],
+}
+
+
 class Vocabulary:
     """The tokens of some sequences and their ids: 0 pads, 1 starts a sequence, 2 ends it, then the tokens, sorted."""
 

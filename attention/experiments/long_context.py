@@ -14,7 +14,7 @@ from attention.long_context import place_needle, read_in_segments
 from attention.multi_head import Positions, TransformerConfig, TransformerLM
 from attention.rotary import ALiBi, Rotary, apply_rope_torch, rope_frequencies
 from utils import data, training
-from utils.language_model.texts import EXCERPTS
+from utils.data import EXCERPTS
 
 __all__ = [
     "statement",

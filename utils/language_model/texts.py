@@ -2,15 +2,9 @@
 
 import itertools
 
-from utils import data
+from utils.data import EXCERPTS
 
 WIDTH = 80  # columns after which a new word begins a new line
-
-
-EXCERPTS = {
-    "course": data.course_prose,
-    "help": lambda: data.prose()[data.prose().index('The "import" statement\n***') :][:20000],
-}
 
 
 def excerpt(model, n_tokens, of="help"):
