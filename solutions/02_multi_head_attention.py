@@ -1004,7 +1004,8 @@ for seed, run in enumerate(two_layers):
           f" group of {len(group)}: {losses[-1]:.1f},",
           f"worst other: {losses[9:-1].max():.1f}")
 plotting.bars(cut_off, ylabel="loss in the second round (nats)",
-              title="Each loss of heads costs; the group that looks one back costs most")
+              title="Each loss of heads costs; "
+                    "the group that looks one back costs most")
 plotting.show("Four bars of loss: near 0.1 with all heads, about 1 to 2 without the "
               "worst single head and without the worst other group, and about 5 "
               "without the heads that look one back.")
