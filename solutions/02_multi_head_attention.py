@@ -332,7 +332,7 @@ def merge_heads(x):
     x = x.swapaxes(-3, -2)
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # #### Exercise 2B: all heads at once  (difficulty 3 of 5, essential, 15 minutes; if you do only two)
 #
 # Project, split, attend in all heads with *one* call, merge, project.

@@ -184,7 +184,7 @@ plotting.show("Six bars: learned and sinusoidal positions change the logits, T5,
 # the odd one. It turns each query and each key by its *absolute* position, each alone, so keys can be
 # cached; and only the distance is left in the score. How?
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ## Part 2 · NumPy
 #
 # ### 3.2 RoPE mathematics: a rotation for each position
@@ -291,7 +291,7 @@ plotting.flow(
 plotting.show("Data flow: positions times frequencies give angles of 6 tokens by 4 "
               "pairs; they turn queries and keys, whose product gives 6 by 6 scores.")
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # #### Exercise 3A: turn every pair  (difficulty 3 of 5, essential, 20 minutes; if you do only two)
 #
 # Write RoPE for any number of axes in front. `rope_angles(x, positions, frequencies)` checks the shapes and returns the angles, in a shape that
@@ -574,7 +574,7 @@ RotaryAttention = check("3D", RotaryAttention)
 # %% [markdown]
 # The running example through the layer, whole and token by token; and with a popular mistake: positions that restart at 0, because each token comes alone.
 
-# %% tags=["slide"]
+# %%
 from utils.language_model import Cache
 
 layer = training.initialise(RotaryAttention(8, 1).double(), 0)
@@ -989,7 +989,7 @@ ROPE_PAIRS = check("3G", ROPE_PAIRS)
 # Three rungs on eight heads of 40 tokens: one number a thread; one pair a thread; and the course's kernel, in which a thread keeps four angles in registers and walks over eight heads, four
 # numbers at a time. *Predict.* Requested bytes over the floor, for each.
 
-# %% tags=["slide"]
+# %%
 from attention.rotary import TURN, rope_kernel, rope_launch
 
 heads, seq, d = 8, 40, 64

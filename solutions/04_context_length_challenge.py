@@ -144,12 +144,15 @@ plotting.flow({"Q": q, "K": k, "V": v, "scores": scores, "weights": weights,
 plotting.show("Data flow: Q and K, six rows of two, become six by six scores, then "
               "weights, and with V six rows of two again.")
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # #### Complexity: $O(n^2 d)$, and what a cache changes
 #
-# A layer multiplies each token with its weights, at the same cost at any length, and with all other tokens. **Prefill** is the
-# reading of the prompt, **decoding** the writing of one token after another. With a **cache** of keys and values (lecture 05)
-# a new token asks one query.
+# A layer multiplies each token with its $N$ weights, and with all tokens before it. For a prompt of $n$ tokens:
+#
+# $$2Nn+2n^2d\quad\text{operations}$$
+#
+# **Prefill** is the reading of the prompt, **decoding** the writing of one token after another. With a **cache** of keys and
+# values (lecture 05) a new token asks one query.
 #
 # *Predict.* One layer of an 8B model. What does the next token cost at 65,536, without a cache and with one?
 
@@ -574,7 +577,7 @@ for name, claimed, found in zip(published, table[:, 0], kept):
 # that length costs minutes here. But RoPE sees differences of positions only: leave a **gap** of $D$ positions between prompt
 # and question, as in lecture 03, and every key of the prompt is $D$ farther away, at the cost of 240 tokens.
 
-# %% tags=["slide"]
+# %%
 words = ["text", "text", "text", "key", "text", "text", "ask", "ask", "5"]
 places = ["0", "1", "2", "3", "4", "5", "6+D", "7+D", "8+D"]
 plotting.memory({"tokens": np.array(words), "positions": np.array(places)},
@@ -775,7 +778,7 @@ SegmentAttention = check("4E", SegmentAttention)
 # *Predict.* Segments of 8, a memory of 8, random weights, layers stacked. One token is changed; from how far back does the last
 # output notice it, with 1, 2, 3, 4 layers? And from how far back comes a gradient?
 
-# %% tags=["slide"]
+# %%
 def stack(n_layers, memory):
     return [training.initialise(SegmentAttention(16, 2, 8, memory).double(), seed)
             for seed in range(n_layers)]
@@ -951,7 +954,7 @@ for entry in models:
 # **Trap.** *"The energy of a language model is dominated by attention."* Two currencies: operations in the prefill, bytes while
 # decoding. *Predict.* At which length is it true?
 
-# %% tags=["slide"]
+# %%
 spans = 1024 * 2 ** np.arange(8)
 shares, of_bytes = {}, {}
 for entry in models[1:2] + models[3:4] + models[5:6]:

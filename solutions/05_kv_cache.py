@@ -90,7 +90,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from utils import data, language_model, plotting
+from utils import data, plotting
 from utils.check import check
 
 torch.set_num_threads(1)  # tiny models: one thread is fastest
@@ -103,6 +103,8 @@ torch.set_num_threads(1)  # tiny models: one thread is fastest
 # *Predict.* How many times is a token read in all?
 
 # %% tags=["language-model", "slide"]
+from utils import language_model
+
 smollm = language_model.load()
 if smollm:
     writer = smollm.replace(last_only=True)  # logits of the last token only
@@ -1327,6 +1329,8 @@ quiz.answer({"a": 4, "b": 2, "c": 1.41, "d": 1}, per_byte[1] / per_byte[0],
 # - d) 6
 
 # %% tags=["quiz"]
+from attention.kv_cache import QuantizedKVCache
+
 four_bits = QuantizedKVCache(4, group=32)
 four_bits.update(*torch.zeros(2, 1, 1, 32, 32))
 quiz.answer({"a": 4, "b": 4.5, "c": 5, "d": 6}, 8 * four_bits.n_bytes / (2 * 32 * 32),
@@ -1806,6 +1810,8 @@ for n in (100, 10_000, 1_000_000):
 # cache smaller than one in half precision? An int8 cache?
 
 # %%
+from attention.kv_cache import QuantizedKVCache
+
 normal = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 4, 256, 32)))
 for bits in (8, 4, 2):
     per_number = {}

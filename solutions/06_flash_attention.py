@@ -99,7 +99,7 @@ rng = np.random.default_rng(0)
 # **Which part of attention takes the time?** One query has scored five keys, and mixes five values. The number at the end is
 # the one that every rewrite has to find again.
 
-# %% tags=["first-attention", "slide"]
+# %% tags=["first-attention"]
 row_scores = np.array([1.0, 2.0, 0.5, 5.0, 4.0])
 row_values = np.array([10.0, 20.0, 30.0, 40.0, 50.0])
 maximum = row_scores.max()  # pass 1
@@ -289,7 +289,7 @@ plotting.flow(
 plotting.show("Data flow of one step: queries and keys give scores, these and the old "
               "maximum a new one, then weights; output and sum are rescaled.")
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # #### Exercise 6B: attention without the matrix  (difficulty 4 of 5, essential, 25 minutes; if you do only two)
 #
 # The loop over tiles of queries stands. Write what happens to one of them: the loop over tiles of keys, and the end.
@@ -464,7 +464,7 @@ def test_flash(attend):
 # %%
 test_flash = check("6C", test_flash)
 
-# %% [markdown] tags=["slide"]
+# %% [markdown]
 # ### 6.3 Memory hierarchy optimisation: how large may a tile be?
 #
 # **What does fast memory buy?** The first paper's own loop looks different from yours. It begins with the capacity $M$ of
@@ -564,7 +564,7 @@ for d in (64, 128):
     print(f"d = {d:3d}: B_c = {B_c}, B_r = {min(B_c, d):3d}; long texts move "
           f"{4 / (3 * d / B_c):4.1f} times less than with the matrix")
 
-# %% [markdown] tags=["slide"]
+# %% [markdown]
 # ## Part 3 · PyTorch
 #
 # ### 6.4 Implementation details
@@ -740,7 +740,7 @@ for name, a, b in zip(("output", "dQ", "dK", "dV"), *ways):
 # %% [markdown]
 # *Predict.* Autograd keeps tensors between forward and backward. How many bytes at twice the length, for one head?
 
-# %% tags=["slide"]
+# %%
 from attention.experiments.flash import kept_bytes
 from attention.flash import flash_attention_torch
 from attention.fundamentals import attention_torch
@@ -878,7 +878,7 @@ class PackedSelfAttention(nn.Module):
 # %%
 PackedSelfAttention = check("6E", PackedSelfAttention)
 
-# %% [markdown] tags=["slide"]
+# %% [markdown]
 # ## Part 4 · CUDA
 #
 # ### 6.5 FlashAttention-1 and FlashAttention-2, and a kernel
@@ -1073,7 +1073,7 @@ plotting.show("Three bars for each of seven kernels, logarithmic: bytes are long
 # arithmetic takes. On rung 6 the tensor cores are idle: their products would take a thirtieth of the time that rows need
 # through shared memory. Rung 7 removes that, and bytes are the longest again. The kernels stand in section 6.9.
 
-# %% [markdown] tags=["slide"]
+# %% [markdown]
 # ## Part 5 · Does it matter?
 #
 # ### 6.6 Performance gains
@@ -1083,7 +1083,7 @@ plotting.show("Three bars for each of seven kernels, logarithmic: bytes are long
 #
 # *Predict.* Tiles do the same exponentials and some more. Which is faster, and by how much under a causal mask?
 
-# %% tags=["nbval-ignore-output", "slide"]
+# %% tags=["nbval-ignore-output"]
 import time
 
 from attention.flash import flash_attention_numpy
@@ -1224,7 +1224,7 @@ def merge_by_lse(outs, lses):
 # %%
 merge_by_lse = check("6G", merge_by_lse)
 
-# %% [markdown] tags=["slide"]
+# %% [markdown]
 # #### Context parallelism: ring attention
 #
 # Queries, keys and values are cut along the sequence, over $P$ processes (**ranks**). The ranks stand in a ring: at each
