@@ -2018,7 +2018,7 @@ def flash_attention_numpy(q, k, v, causal=False, scale=None, block_q=None, block
     rows, keys = chosen_tile(q.shape[-2], k.shape[-2], block_q, block_k)
     heads = math.prod(lead)
     if block_q is None or block_k is None:
-        heads = max(1, TILE_SCORES // (rows * max(keys, q.shape[-1], v.shape[-1])))
+        heads = max(1, TILE_SCORES // (rows * (keys + q.shape[-1] + v.shape[-1])))
     out = np.zeros((*lead, q.shape[-2], v.shape[-1]), cuda.float_type(q))
     lse = np.zeros((*lead, q.shape[-2]), cuda.work_type(q))
     q, k, v = (np.broadcast_to(a, (*lead, *a.shape[-2:])) for a in (q, k, v))
