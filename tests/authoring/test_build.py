@@ -252,7 +252,10 @@ TAMPERED = {
         test_notebooks.test_outputs_are_stored_as_the_build_cleans_them,
         lambda notebook: [prints("a\n")(notebook), prints("b\n")(notebook)],
     ),
-    "a long cell": (test_notebooks.test_cells_are_short, last_cell(lambda cell: cell.update(source="x = 1\n" * 46))),
+    "a long cell": (
+        test_notebooks.test_cells_are_short,
+        last_cell(lambda cell: cell.update(source="x = 1\n" * (test_notebooks.MOST_LINES + 1))),
+    ),
     "many uncompared cells": (
         test_notebooks.test_few_outputs_go_uncompared,
         lambda notebook: [cell.metadata.update(tags=["nbval-ignore-output"]) for cell in notebook.cells],

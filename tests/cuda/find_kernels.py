@@ -13,6 +13,8 @@ from utils.cuda.text import blank
 # Template arguments for a kernel whose calls only decide them at run time.
 TYPICAL = {"bool": "true", "typename": "float", "class": "float"}
 TYPICAL_NUMBER = "64"
+# Left out, so that a part of a kernel is the same text in a lecture and in the module that it exports.
+SOLUTION_MARK = re.compile(r"^[ \t]*(?://|#) (?:BEGIN|END) SOLUTION\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Found:
 
 def in_files(paths):
     """All kernels of some Python and .cu files, each (source, name, template) once."""
-    return in_texts({path.name: path.read_text(encoding="utf-8") for path in sorted(paths)})
+    return in_texts({path.name: SOLUTION_MARK.sub("", path.read_text(encoding="utf-8")) for path in sorted(paths)})
 
 
 def in_texts(texts):
