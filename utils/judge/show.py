@@ -1,6 +1,7 @@
 """Arrays in a report: small, rounded, readable."""
 
 import math
+import re
 import textwrap
 
 import numpy as np
@@ -9,6 +10,8 @@ LARGEST_SHOWN = 40  # elements
 LARGEST_DEEP = 12  # of an array with more than two axes, which takes many lines
 LONGEST_ROW = 4
 LONGEST_SENTENCE = 100  # characters
+LONGEST_DIGITS = 80  # of the same with more digits than three
+WIDE = 1e5  # a number from which on all are written by their leading digits: -7.46e5
 
 
 def text(value, precision=4):
@@ -17,9 +20,12 @@ def text(value, precision=4):
     if not isinstance(value, (np.ndarray, np.generic)):
         return repr(value)
     value = np.asarray(value)
+    how = {"separator": ", ", "precision": precision, "suppress_small": True, "max_line_width": 110}
     if value.dtype.kind == "f":
         value = np.round(value.astype(np.float64), precision) + 0.0  # no minus in front of a zero
-    return np.array2string(value, separator=", ", precision=precision, suppress_small=True, max_line_width=110)
+        if (np.abs(value[np.isfinite(value)]) >= WIDE).any():
+            how["formatter"] = {"float": lambda x: re.sub(r"e\+0?", "e", f"{x:.{precision}g}")}
+    return np.array2string(value, **how)
 
 
 def argument(value):
@@ -66,9 +72,9 @@ def where(got, expected):
     else:
         label = f"at {list(map(int, place))}: " if place else ""
     got, expected = got[place], expected[place]
-    for precision in (3, 8, 12):
+    for precision, longest in ((3, LONGEST_SENTENCE), (8, LONGEST_DIGITS), (12, LONGEST_DIGITS)):
         sentence = f"{label}expected {text(expected, precision)}, got {text(got, precision)}"
-        if text(got, precision) != text(expected, precision) and len(sentence) <= LONGEST_SENTENCE:
+        if text(got, precision) != text(expected, precision) and len(sentence) <= longest:
             return sentence
     return f"{label}expected {text(expected)}, got values that differ by {np.nanmax(_apart(got, expected)):.0e}"
 
