@@ -5,6 +5,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from utils.exercises.steps import CHANGES, usual_step
 from utils.judge.step import step
 
 MODULE = "fundamentals"
@@ -68,27 +69,13 @@ def loss_of(model, x, y):
     return nn.functional.cross_entropy(model(x).transpose(1, 2), y)
 
 
-def usual_step(model, optimiser, x, y, *, loss=loss_of, zero=True, clip=True, each=False):
-    """A step in the usual way. The mistakes differ in what follows the `*`; as it stands, it is right."""
-    value = loss(model, x, y)
-    if zero:
-        optimiser.zero_grad()
-    value.backward()
-    if clip:
-        for group in [[p] for p in model.parameters()] if each else [list(model.parameters())]:
-            nn.utils.clip_grad_norm_(group, 1.0)
-    optimiser.step()
-    return value.item()
+usual = partial(usual_step, loss=loss_of)
 
 
 training_step.mistakes_of(
-    usual_step,
+    usual,
     {
-        "The gradients of the step before are still there: set them to zero before backward.": {"zero": False},
-        "The optimiser steps with gradients that are not clipped: clip them between backward and step.": {
-            "clip": False
-        },
-        "Each parameter is clipped for itself: the norm is that of all gradients together.": {"each": True},
+        **CHANGES,
         "The loss is the sum over all answers: take the mean.": {
             "loss": lambda model, x, y: nn.functional.cross_entropy(model(x).transpose(1, 2), y, reduction="sum")
         },
@@ -109,7 +96,7 @@ training_step.mistakes_of(
 
 @training_step.mistake("What is returned is the loss after the step: the one before it is asked for.")
 def _(model, optimiser, x, y):
-    usual_step(model, optimiser, x, y)
+    usual(model, optimiser, x, y)
     return loss_of(model, x, y).item()
 
 

@@ -5,6 +5,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from utils.exercises.steps import CHANGES, usual_step
 from utils.judge.step import step
 
 MODULE = "grouped_query"
@@ -74,21 +75,11 @@ def next_loss(model, ids):
     return nn.functional.cross_entropy(model(ids[:, :-1]).mT, ids[:, 1:])
 
 
-def usual_step(model, optimiser, ids, *, loss=next_loss, zero=True, clip=True, each=False):
-    """A step in the usual way. The mistakes differ in what follows the `*`; as it stands, it is right."""
-    value = loss(model, ids)
-    if zero:
-        optimiser.zero_grad()
-    value.backward()
-    if clip:
-        for group in [[p] for p in model.parameters()] if each else [list(model.parameters())]:
-            nn.utils.clip_grad_norm_(group, 1.0)
-    optimiser.step()
-    return value.item()
+usual = partial(usual_step, loss=next_loss)
 
 
 uptraining_step.mistakes_of(
-    usual_step,
+    usual,
     {
         "Each token is asked for itself: the right answer is the next token.": {
             "loss": lambda model, ids: nn.functional.cross_entropy(model(ids).mT, ids)
@@ -99,11 +90,7 @@ uptraining_step.mistakes_of(
         "Only the last token is asked for: every token but the first is an answer.": {
             "loss": lambda model, ids: nn.functional.cross_entropy(model(ids[:, :-1])[:, -1], ids[:, -1])
         },
-        "The gradients of the step before are still there: set them to zero before backward.": {"zero": False},
-        "The optimiser steps with gradients that are not clipped: clip them between backward and step.": {
-            "clip": False
-        },
-        "Each parameter is clipped for itself: the norm is that of all gradients together.": {"each": True},
+        **CHANGES,
         "The loss is the sum over all predictions: take the mean.": {
             "loss": lambda model, ids: next_loss(model, ids) * ids[:, 1:].numel()
         },
@@ -116,7 +103,7 @@ uptraining_step.mistakes_of(
 
 @uptraining_step.mistake("What is returned is the loss after the step: the one before it is asked for.")
 def _(model, optimiser, ids):
-    usual_step(model, optimiser, ids)
+    usual(model, optimiser, ids)
     return next_loss(model, ids).item()
 
 
