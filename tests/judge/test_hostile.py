@@ -1,5 +1,6 @@
 """Answers that are no answers, thrown at one specimen of each kind: each gets a sentence, none does any harm."""
 
+import functools
 import importlib
 import itertools
 import os
@@ -302,6 +303,11 @@ def changes_the_default_type(x, axis=-1):
     return x / x.sum(axis, keepdims=True)
 
 
+def wraps_a_function_of_torch(x, axis=-1):
+    torch.manual_seed = functools.wraps(torch.manual_seed)(lambda seed: None)
+    return x / x.sum(axis, keepdims=True)
+
+
 def changes_the_folder(x, axis=-1):
     os.chdir("/")
     return x / x.sum(axis, keepdims=True)
@@ -324,7 +330,8 @@ def leaves_a_thread(x, axis=-1):
 
 @pytest.mark.parametrize(
     "answer",
-    [replaces_exp, changes_the_default_type, changes_the_folder, leaves_a_child, forks, leaves_a_thread],
+    [replaces_exp, wraps_a_function_of_torch, changes_the_default_type, changes_the_folder]
+    + [leaves_a_child, forks, leaves_a_thread],
     ids=lambda answer: answer.__name__,
 )
 def test_after_something_odd_a_fresh_process_takes_over(answer):
@@ -341,6 +348,15 @@ def test_after_something_odd_a_fresh_process_takes_over(answer):
     assert specimens.shares.judge(looks).passed
     now = process.worker._process.pid
     assert specimens.shares.judge(looks).passed and process.worker._process.pid == now, "nothing odd, the same process"
+
+
+def test_what_torch_imports_at_the_first_step_is_nothing_odd():
+    """An optimiser's first step imports a part of torch that wraps torch.manual_seed: a fresh process costs seconds."""
+    process.worker.restart()
+    specimens.training_step.judge(specimens.training_step.oracle)
+    before = process.worker._process.pid
+    assert specimens.training_step.judge(specimens.training_step.oracle).passed
+    assert process.worker._process.pid == before
 
 
 def test_no_child_is_left_behind():

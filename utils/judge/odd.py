@@ -9,6 +9,7 @@ import threading
 import numpy as np
 
 PLACES = ("numpy", "numpy.linalg", "math", "builtins", "torch", "torch.nn.functional")
+OF_TORCH = "TORCHINDUCTOR_"  # variables that torch sets itself when a part of it is imported late
 
 
 def fingerprint():
@@ -17,7 +18,7 @@ def fingerprint():
         **{f"a function of {name}": dict(vars(sys.modules[name])) for name in PLACES if name in sys.modules},
         "the default float type": _default_dtype(),
         "the working directory": os.getcwd(),
-        "the environment": dict(os.environ),
+        "the environment": {name: value for name, value in os.environ.items() if not name.startswith(OF_TORCH)},
         "the recursion limit": sys.getrecursionlimit(),
         "the number of threads": threading.active_count(),
     }
@@ -28,12 +29,24 @@ def since(before):
     now = fingerprint()
     for what, was in before.items():
         if what.startswith("a function of"):
-            names = [name for name, value in was.items() if callable(value) and now[what].get(name) is not value]
+            names = [
+                name
+                for name, value in was.items()
+                if callable(value) and now[what].get(name) is not value and not _by_torch(now[what].get(name), value)
+            ]
             if names:
                 return f"{what.removeprefix('a function of ')}.{names[0]}"
         elif now[what] != was:
             return what
     return ""
+
+
+def _by_torch(function, before):
+    """Whether torch itself has wrapped a function of its own, as a part of it does that is imported late, by an optimiser."""
+    if getattr(function, "__wrapped__", None) is not before or "torch" not in sys.modules:
+        return False
+    written = getattr(getattr(function, "__code__", None), "co_filename", "")
+    return written.startswith(os.path.dirname(sys.modules["torch"].__file__) + os.sep)
 
 
 def _default_dtype():
