@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from attention.fundamentals import softmax
+from attention.grouped_query import HALF_HEADERS, cache_type
 from attention.kv_cache import WARP, check_sizes, merge_kernel, whole_numbers
 from attention.multi_head import masked_softmax, merge_heads, split_heads
 from attention.rotary import Rotary
@@ -308,19 +309,6 @@ def check_latent_arguments(q_latent, q_rope, c_kv, k_rope, lengths):
         raise ValueError(f"lengths must be ({shape[0]},), one for each row of q_latent, got shape {lengths.shape}")
     if lengths.size and (lengths.min() < 0 or lengths.max() > capacity):
         raise ValueError(f"lengths must lie between 0 and {capacity}, got {lengths.tolist()}")
-
-def cache_type(*caches):
-    """The C++ and the torch type in which a kernel reads caches: as they are stored, or single precision."""
-    names = {str(cuda.float_type(cache)).removeprefix("torch.") for cache in caches}
-    if len(names) == 1:
-        return {"float16": ("half", torch.float16), "bfloat16": ("__nv_bfloat16", torch.bfloat16)}.get(
-            names.pop(), ("float", torch.float32))
-    return "float", torch.float32
-
-HALF_HEADERS = r"""
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-"""
 
 @functools.cache
 def latent_kernel(element, columns):
