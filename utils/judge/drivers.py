@@ -70,6 +70,15 @@ def module(make_module, make, values, copy, args, kwargs, with_gradients, of_par
     return out
 
 
+def work(make_module, make, values, copy, args):
+    """The floating-point operations of the matrix products in a module's forward, as torch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        module(make_module, make, values, copy, args, {}, False, False)
+    return Named(operations=counter.get_total_flops())
+
+
 def by_name(built, values):
     """Put values into the parameters of the same names."""
     for name, parameter in built.named_parameters():

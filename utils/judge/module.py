@@ -87,21 +87,33 @@ class ModuleTrial(Trial):
         """
         return self._ask(args, kwargs, make or {}, with_gradients=True)
 
-    def _ask(self, args, kwargs, make, with_gradients):
+    def work(self, *args, **make):
+        """The floating-point operations of the module's matrix products for these inputs."""
+        make, values, copy = self._given(make)
+        call = Call(make, lambda answer: drivers.work(answer, make, values, copy, args))
+        counted = int(self.reply_to(call, (make, values, copy, args), {}, "work").values[0].array)
+        self.calls[-1] = Call(make, call.compute)  # a count is not compared: no known mistake is looked for in it
+        return counted
+
+    def _given(self, make):
+        """What a module is made with, and the values and the way in which they are put into it."""
         make = {**self._exercise.make, **make}
-        named = self._exercise.copy is drivers.by_name
-        if named:
+        if self._exercise.copy is drivers.by_name:
             self.parameters(**make)
-        values = weights(drivers.parameters(self._exercise.oracle, make))
+        return make, weights(drivers.parameters(self._exercise.oracle, make)), self._exercise.copy
+
+    def _ask(self, args, kwargs, make, with_gradients):
+        make, values, copy = self._given(make)
+        named = copy is drivers.by_name
 
         def compute(answer):
-            own = drivers.by_name if answer is self._exercise.oracle else self._exercise.copy
+            own = drivers.by_name if answer is self._exercise.oracle else copy
             return drivers.module(answer, make, values, own, args, kwargs, with_gradients, named)
 
         arguments = {**make, **{f"input {i}" if len(args) > 1 else "input": a for i, a in enumerate(args)}, **kwargs}
         reply = self.reply_to(
             Call(arguments, compute),
-            (make, values, self._exercise.copy, args, kwargs, with_gradients, named),
+            (make, values, copy, args, kwargs, with_gradients, named),
             {},
             "module",
         )

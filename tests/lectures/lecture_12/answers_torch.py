@@ -15,7 +15,7 @@ RIGHT, WRONG, right, wrong = collect()
 # --- 12C -------------------------------------------------------------------------------------------------------------
 
 
-@right("12C")
+@wrong("12C", "times as much")
 class DenseWithAMask(RoutedWeights):
     """All experts for all tokens; gates with zeros take them out."""
 
@@ -36,6 +36,26 @@ class DenseWithAMask(RoutedWeights):
         q, k = self.turn(q, (x @ self.w_k).unsqueeze(1))
         heads = self.attend(q, k, (x @ self.w_v).unsqueeze(1))
         return torch.einsum("bne,benh,ehd->bnd", self.weigh(x @ self.w_router), heads, w_o)
+
+
+@right("12C")
+class TokensByExpert(DenseWithAMask):
+    """Each expert gets a matrix of its own tokens, and gives back a matrix."""
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        top, chosen = (x @ self.w_router).topk(self.top_k)
+        gates, (w_q, w_o) = top.softmax(-1), self.experts()
+        q = x.new_zeros(b, n, self.top_k, w_q.shape[-1])
+        for e in range(self.n_experts):
+            text, token, slot = torch.nonzero(chosen == e, as_tuple=True)
+            q[text, token, slot] = x[text, token] @ w_q[e]
+        q, k = self.turn(q.transpose(1, 2), (x @ self.w_k)[:, None])
+        heads, out = self.attend(q, k, (x @ self.w_v)[:, None]), torch.zeros_like(x)
+        for e in range(self.n_experts):
+            text, token, slot = torch.nonzero(chosen == e, as_tuple=True)
+            out[text, token] += gates[text, token, slot][:, None] * (heads[text, slot, token] @ w_o[e])
+        return out
 
 
 @right("12C")

@@ -5,6 +5,7 @@ from torch import nn
 
 from utils.exercises.arrays import draw
 from utils.judge.module import module
+from utils.judge.result import Failed
 
 MODULE = "mixture"
 SIZES = {"d_model": 6, "n_experts": 4, "d_head": 2, "top_k": 2}
@@ -123,6 +124,18 @@ def _(ask, rng):
 )
 def _(ask, rng):
     ask(20 * tensor(rng, 2, 30, 6).float(), make={**SIZES, "d_head": 4, "top_k": 3, "positions": Turning()})
+
+
+@RoutedAttention.property(
+    "a token pays for the experts that it chose",
+    hint="Which rows of x are multiplied by the matrices of expert e: all, or those that chose it?",
+)
+def _(ask, rng):
+    x = tensor(rng, 2, 8, 6)
+    few, many = (ask.work(x, **{**SIZES, "d_head": 8, "n_experts": n}) for n in (4, 16))
+    router = 2 * 2 * 8 * 6 * (16 - 4)  # multiplications and additions of the logits of twelve more experts
+    if many > few + 2 * router:
+        raise Failed(f"with 16 experts for 4, two chosen, it multiplies {many / few:.1f} times as much")
 
 
 class Usual(Weights):
