@@ -127,6 +127,7 @@ class Exercises:
 
         assert not exercise.judge(squeezes).passed
 
+    @pytest.mark.slow
     def test_a_factor_wrong_by_five_percent_fails(self, exercise):
         """Inside of the solution, and in each part of what a function or module returns."""
 
@@ -160,11 +161,13 @@ class Exercises:
         assert not result.passed
         assert words in text
 
+    @pytest.mark.slow
     def test_a_known_mistake_is_named(self, exercise, mistake):
         result, text = report(exercise, mistake.answer)
         assert not result.passed
         assert text.endswith(mistake.message)
 
+    @pytest.mark.slow
     def test_each_property_is_needed(self, exercise):
         """A property that no wrong answer fails proves nothing."""
         wrong = [mistake.answer for mistake in exercise.mistakes]
