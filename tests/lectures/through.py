@@ -42,7 +42,14 @@ def go(path, style):
     notebook, replaced = with_other_answers(path.name[:2], kept, style)
     print(f"{path.name}, style {style}: {', '.join(replaced)}", flush=True)
     try:
-        execute(notebook, path.parent, lambda index, line=1: f"cell {index + 1}, line {line}")
+        execute(
+            notebook,
+            path.parent,
+            lambda index, line=1: (
+                f"cell {index + 1}, line {line}",
+                notebook.cells[index].source.split("\n")[line - 1],
+            ),
+        )
         failed = False
     except BuildError as error:
         failed = True
