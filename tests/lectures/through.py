@@ -42,23 +42,15 @@ def go(path, style):
     notebook, replaced = with_other_answers(path.name[:2], kept, style)
     print(f"{path.name}, style {style}: {', '.join(replaced)}", flush=True)
     try:
-        execute(
-            notebook,
-            path.parent,
-            lambda index, line=1: (
-                f"cell {index + 1}, line {line}",
-                notebook.cells[index].source.split("\n")[line - 1],
-            ),
-        )
-        failed = False
-    except BuildError as error:
-        failed = True
-        print(*(f"  raised: {what}" for what in error.args), sep="\n", flush=True)
+        execute(notebook, path.parent, lambda index, line=1: (f"cell {index + 1}, line {line}", ""))
+    except BuildError as error:  # a warning too, which is no failure here
+        print(*(f"  {what}" for what in error.args), sep="\n", flush=True)
     for index, (old, new) in enumerate(zip(kept.cells, notebook.cells)):
         if old.cell_type == "code" and "nbval-ignore-output" not in old.metadata.get("tags", ()):
-            for said in outputs.differences(old.outputs, new.outputs, old.metadata.get("approx")):
+            printed = [output for output in new.outputs if output.get("name") != "stderr"]
+            for said in outputs.differences(old.outputs, printed, old.metadata.get("approx")):
                 print(f"  cell {index + 1}: {said}", flush=True)
-    return failed
+    return any(output.output_type == "error" for cell in notebook.cells for output in cell.get("outputs", ()))
 
 
 def with_other_answers(lecture, kept, style):
