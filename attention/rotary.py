@@ -95,7 +95,7 @@ def gap_loss(model, ids, n_prompt, gap):
     """Mean next-token loss behind a gap of positions after the first n_prompt tokens.
 
     model(ids, positions=...): logits (batch, n, vocab_size); ids (batch, n) int64.
-    Returns a tensor (): the mean over all tokens after the one at n_prompt.
+    Returns a tensor () with its graph: the mean over all tokens after that at n_prompt.
     """
     positions = torch.arange(ids.shape[1])
     positions[n_prompt:] += gap

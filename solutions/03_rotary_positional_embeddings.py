@@ -59,7 +59,7 @@
 # - *Always works.* In 3.3 let the class choose a change of the positions, and guess the loss before it runs.
 # - *Checkpoint 1.* All positions plus 7,000: what happens to the loss? (Nothing.) *Checkpoint 2.* Which pairs does NTK slow
 #   most, and why those? (The slow ones: they have never come round.)
-# - *Skip first.* The table in 3.6 (3), then the trap of equal letters in 3.5: both read well at home.
+# - *Skip first.* 3.6 (5), then what 3A and 3B ask (2): both read well at home.
 # - *Questions that come.* Why are values not turned? Quiz question 2. Is ALiBi then best? Not where one exact place is asked for
 #   (3.4). Does a larger base reach further? Only with training (3.15).
 
@@ -232,11 +232,13 @@ for i, theta in enumerate(frequencies):
     print(f"pair {i}: {theta:5.3f} radians a token, "
           f"one turn in {2 * np.pi / theta:5,.0f} tokens")
 distance = np.linspace(0, 40, 401)
-plotting.curves({f"pair {i}": np.cos(distance * theta)
-                 for i, theta in enumerate(frequencies)}, x=distance,
-                xlabel="distance of query and key (tokens)",
-                ylabel="cos(distance · θ): this pair's part of a score",
-                title="Pair 0 tells neighbours apart; pairs 2 and 3 hardly move")
+ax = plotting.curves({f"pair {i}": np.cos(distance * theta)
+                      for i, theta in enumerate(frequencies)}, x=distance,
+                     xlabel="distance of query and key (tokens)",
+                     ylabel="cos(distance · θ): this pair's part of a score",
+                     title="Pair 0 tells neighbours apart; pairs 2 and 3 hardly move")
+ax.set_xlim(-1, 49)  # room for the legend
+ax.legend(loc="center right")
 plotting.show("Four cosines against the distance: pair 0 oscillates six times, pair 1 "
               "falls to minus one at 31 tokens, pair 2 bends a little, pair 3 is flat.")
 
@@ -282,14 +284,17 @@ print(f"man · dog at once {q_turned[4] @ k_turned[1] / np.sqrt(8):6.3f}, in com
 plotting.flow(
     {"q": q, "k": k, "θ": frequencies[None], "positions": positions[:, None],
      "angles": angles, "q turned": q_turned, "k turned": k_turned,
-     "scores": q_turned @ k_turned.T / np.sqrt(8)},
+     "scores": q_turned @ k_turned.T / np.sqrt(8), "v": x,
+     "out": softmax(q_turned @ k_turned.T / np.sqrt(8)) @ x},
     [(("positions", "θ"), "angles", "m · θᵢ"),
      (("q", "angles"), "q turned", "turn pairs"),
      (("k", "angles"), "k turned", "turn pairs"),
-     (("q turned", "k turned"), "scores", "q kᵀ / √d")],
+     (("q turned", "k turned"), "scores", "q kᵀ / √d"),
+     (("scores", "v"), "out", "softmax · v")],
     title="RoPE: the same angles turn the pairs of queries and of keys; values pass by")
 plotting.show("Data flow: positions times frequencies give angles of 6 tokens by 4 "
-              "pairs; they turn queries and keys, whose product gives 6 by 6 scores.")
+              "pairs; they turn queries and keys, whose product gives 6 by 6 scores; "
+              "values join after the softmax, as they were.")
 
 # %% [markdown] tags=["slide"]
 # #### Exercise 3A: turn every pair  (difficulty 3 of 5, essential, 20 minutes; if you do only two)
@@ -388,7 +393,7 @@ for apart_by in (0, 10, 100, 1000):
 #
 # #### Exercise 3B: find the bug  (difficulty 3 of 5, useful, 15 minutes)
 #
-# Write a test that is given a rotation and notices whether it is wrong. It is tried on right ones and on nine wrong ones.
+# Write a test that is given a rotation and notices whether it is wrong. It is tried on nine wrong ones, and on right ones, which differ in the last digits.
 #
 # |argument|meaning|
 # |---|---|
@@ -512,11 +517,13 @@ if smollm:
 #
 # #### Exercise 3D: the layer with its cache  (difficulty 3 of 5, essential, 18 minutes; if you do only two)
 #
+# Write the layer: its parameters in `__init__`, and what becomes of a text in `forward`.
+#
 # |array|shape|
 # |---|---|
 # |`x`|`(batch, n, d_model)`|
 # |parameters `w_q`, `w_k`, `w_v`, `w_o`|`(d_model, d_model)`, used as `x @ w`|
-# |q and k, turned; v|`(batch, n_heads, n, d_head)`|
+# |q and k, turned as two halves; v|`(batch, n_heads, n, d_head)`|
 # |`positions`|`(n,)`; by default they count on after what the cache holds, from 0 without one|
 # |out|`(batch, n, d_model)`|
 #
@@ -611,7 +618,7 @@ if smollm:
                   "as large a little higher, the other four clearly higher.")
 
 # %% [markdown]
-# The shift costs nothing: RoPE is relative, in a trained model too. A wrong base hardly shows in the loss and not at all in a short text; only a comparison of logits finds it. Stretched by 4, the model is
+# The shift costs nothing: RoPE is relative, in a trained model too. A wrong base hardly shows in the loss: to find it, compare logits with a reference. Stretched by 4, the model is
 # worse off than with none. Section 3.5 will stretch, and has to explain why that can work.
 
 # %% [markdown]
@@ -620,7 +627,7 @@ if smollm:
 # ### 3.4 Benefits over other approaches: six schemes, one task
 #
 # **Which scheme can point at one exact place, and how far?** A stream of random letters, 16 of them. At each place the model says which letter stood **three
-# places back**. A table of triples, or of any letters after that one, is at chance, 1/16. One layer, two heads of 16; trained on
+# places back**. The letters are independent: whoever has not looked there is right by chance, one time in 16. One layer, two heads of 16; trained on
 # streams of 32; read up to 256. Two seeds each.
 #
 # *Predict.* Six curves of accuracy against the place. Which schemes learn it at all? Who holds beyond 32?
@@ -645,14 +652,15 @@ ax = plotting.curves(right, x=READ_AT, xlabel="place in the stream (trained up t
                      title="Within 32 four schemes are right; beyond, T5 holds best, "
                            "RoPE slides, sinusoidal and learned drop at once")
 ax.set_xscale("log", base=2)
-ax.legend(loc="center left", title="band: range over 2 seeds")
+ax.xaxis.set_major_formatter("{x:.0f}")
+ax.legend(loc="upper left", bbox_to_anchor=(0, 0.92), title="band: range over 2 seeds")
 plotting.show("Accuracy against place: RoPE, T5, sinusoidal and learned at 1 up to 32; "
-              "then T5 stays near 1, RoPE falls to chance at 192, the two absolute "
-              "ones at once; ALiBi level at a quarter, NoPE below it.")
+              "then T5 falls slowly to three quarters, RoPE to chance at 181, the two "
+              "absolute ones at once; ALiBi stays near a fifth, NoPE below it.")
 
 # %% [markdown]
-# Four learn it; **ALiBi cannot**: its penalty only grows with distance, so no head can prefer three back to two back. It is level to
-# the end, at a quarter. NoPE has nothing to point with. Beyond 32 the absolute schemes meet vectors they have never seen, and drop. T5's far distances share
+# Four learn it; **ALiBi cannot**: its penalty only grows with distance, so no head can prefer three back to two back. It stays
+# near a fifth to the end. NoPE has nothing to point with. Beyond 32 the absolute schemes meet vectors they have never seen, and drop. T5's far distances share
 # a bucket that was trained.
 #
 # And RoPE? Three back is three back at every place. *Predict.* Why does it fail at all? Hide all keys that are 32 or more tokens back, and say what the accuracy is then.
@@ -681,7 +689,7 @@ for seed, reader in enumerate(readers["RoPE"]):
 # |`n_prompt`|int|its first tokens stand at 0, 1, ...|
 # |`gap`|int|all others stand this much later than they would|
 #
-# Returns a tensor `()`: the mean next-token loss, over the predictions that are made behind the gap, from tokens behind it. The first token behind
+# Returns a tensor `()` that can be trained on: the mean next-token loss, over the predictions that are made behind the gap, from tokens behind it. The first token behind
 # the gap is not counted: the one that predicts it stands before the gap.
 #
 # <details><summary>Hint</summary>
@@ -696,7 +704,7 @@ def gap_loss(model, ids, n_prompt, gap):
     """Mean next-token loss behind a gap of positions after the first n_prompt tokens.
 
     model(ids, positions=...): logits (batch, n, vocab_size); ids (batch, n) int64.
-    Returns a tensor (): the mean over all tokens after the one at n_prompt.
+    Returns a tensor () with its graph: the mean over all tokens after that at n_prompt.
     """
     ### BEGIN SOLUTION
     positions = torch.arange(ids.shape[1])
@@ -752,7 +760,7 @@ print(f"less than one turn: {int((turned_in < 1).sum())} of 32 pairs")
 #
 # |method|new frequency of pair $i$|idea|
 # |---|---|---|
-# |**position interpolation**, PI|$\theta_i/s$|all clocks slower: position $4p$ gets the angles of $p$|
+# |**position interpolation**, PI|$\theta_i/s$|all clocks slower: position $s\,p$ gets the angles of $p$|
 # |**NTK-aware**|$\theta_i\,/\,s^{\,i/(n-1)}$ of $n$ pairs|the fastest as it was, the slowest $s$ times slower|
 # |**YaRN**, by parts|$\gamma_i\theta_i+(1-\gamma_i)\,\theta_i/s$|keep ($\gamma=1$) those that made many turns, slow those that made few|
 #
@@ -876,6 +884,7 @@ ax = plotting.curves(stretched, x=READ_AT,
                      title="Slowing the fast pairs ruins the reader at once; YaRN with "
                            "its own constants reaches further than RoPE")
 ax.set_xscale("log", base=2)
+ax.xaxis.set_major_formatter("{x:.0f}")
 plotting.show("Accuracy against place: RoPE as it is and YaRN start at 1 and fall, "
               "YaRN later; PI and the ramp over turns with 1 and 32 lie near chance.")
 
@@ -1023,10 +1032,13 @@ plotting.show("Two bars for each of three kernels, logarithmic: bytes far longer
 
 # %% [markdown]
 # An upper bound: it charges every *requested* byte to memory, and a cache gives positions and frequencies nearly for free. The kernel itself (any size, both pairings, partial rotation) stands in Behind the scenes. Nothing here was timed.
+
+# %% [markdown]
+# ## Part 6 · In use
 #
 # ### 3.7 In use
 #
-# **What do you call on Monday?** transformers: `rope_parameters` of a configuration, with `rope_type` (`default`, `linear`, `dynamic`, `yarn`, `llama3`) and `rope_theta`: the keys that our `rope_frequencies` takes (a test of the course compares the two on random configurations). Its Llama code is half-split, its GPT-J's interleaved. flash-attn: `apply_rotary_emb(..., interleaved=False)`. vLLM:
+# **What do you call on Monday?** transformers: `rope_parameters` of a configuration, with `rope_type` (`default`, `linear`, `dynamic`, `yarn`, `llama3`; `longrope` is not in ours) and `rope_theta`: the keys that our `rope_frequencies` takes (a test of the course compares the two on random configurations). Its Llama code is half-split, its GPT-J's interleaved. flash-attn: `apply_rotary_emb(..., interleaved=False)`. vLLM:
 # `is_neox_style=True` means half-split. Pitfalls: positions or angles cast to bfloat16 with the model (3.14), a dynamic scaling with a cache of turned keys (3.13), and a configuration that promises a length nobody trained.
 #
 # You meet it whenever a chat grows too long. *Context shift* drops the oldest tokens and moves the rest forward; the cached keys are already turned. Two rotations in a row are one rotation: turn them back.

@@ -148,6 +148,8 @@ BREAKS = {
     "minutes of exercises": [c if "1D:" not in c[1] else text(c[1].replace("10 minutes", "40 minutes")) for c in SOUND],
     "minutes of a section that is not there": replaced("| 1.2, exercise 1E", "| 1.7, exercise 1E"),
     "minutes of an exercise that no row names": replaced("Going further, exercise 1F", "Going further"),
+    "minutes of a part without a heading": replaced("| 1.2, exercise 1E", "| Part 1 · a kernel: 1.2, exercise 1E"),
+    "minutes of a part that no row names": replaced("### 1.2 A kernel", "## Part 1 · A kernel\n\n### 1.2 A kernel"),
     "minutes without a table": replaced("minutes |", "time |"),
     "core_minutes": [
         text(TABLE.replace("| 15 | |", "| 121 | |").replace("**75**", "**181**")) if c[1] == TABLE else c for c in SOUND

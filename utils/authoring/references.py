@@ -80,6 +80,9 @@ def minutes(view):
             yield f"the exercises of {text!r} take {alone} minutes, and the row has {available}"
     for number in sorted(set(needed) - named):
         yield f"the table of minutes does not name exercise {number}"
+    headings = {found[0] for _, text, _ in view.headings if (found := re.match(r"Part \d+", text))}
+    for part in sorted(headings ^ {found[0] for row in rows if (found := re.match(r"Part \d+", row[0]))}):
+        yield f"{part} is {'not in the table of minutes' if part in headings else 'in the table of minutes, and no heading says so'}"
 
 
 def minutes_of_core(view):

@@ -111,6 +111,18 @@ def rope_scaled_twice(x, positions, frequencies, attention_scale=1.0, interleave
     return rope_in_complex_numbers(x, positions, frequencies, attention_scale**2, interleaved)
 
 
+@wrong("3A", "not half of all columns")
+def rope_in_halves_of_all(x, positions, frequencies, attention_scale=1.0, interleaved=False):
+    n, half = len(frequencies), x.shape[-1] // 2
+    if interleaved:
+        return rope_in_complex_numbers(x, positions, frequencies, attention_scale, interleaved)
+    angles, out = angles_of(x, positions, frequencies), x.copy()
+    cos, sin = attention_scale * np.cos(angles), attention_scale * np.sin(angles)
+    a, b = x[..., :n], x[..., half : half + n]
+    out[..., :n], out[..., half : half + n] = a * cos - b * sin, a * sin + b * cos
+    return out
+
+
 @wrong("3A", "leading axes")
 def rope_along_the_heads(x, positions, frequencies, attention_scale=1.0, interleaved=False):
     turned = rope_in_complex_numbers
@@ -173,6 +185,16 @@ def kept_without_limits(frequencies, length, slow, fast):
     return (frequencies * length / (2 * math.pi) - slow) / (fast - slow)
 
 
+@wrong("3F", "at one end only")
+def kept_below_one(frequencies, length, slow, fast):
+    return np.minimum(1.0, (frequencies * length / (2 * math.pi) - slow) / (fast - slow))
+
+
+@wrong("3F", "at one end only")
+def kept_above_zero(frequencies, length, slow, fast):
+    return np.maximum(0.0, (frequencies * length / (2 * math.pi) - slow) / (fast - slow))
+
+
 @wrong("3F", "There is no ramp")
 def kept_or_not(frequencies, length, slow, fast):
     return np.where(frequencies * length / (2 * math.pi) >= fast, 1.0, 0.0)
@@ -224,6 +246,55 @@ def knows_some_numbers(rope):
     assert np.allclose(rope(y.copy(), np.array([5]), np.array([1, 0.3])), complex_rows(y, [5], [1, 0.3]))
 
 
+@right("3B")
+def with_positions_for_each_text(rope):
+    """What apply_rope_numpy takes: (batch, seq) positions, as a list too, and single precision, which comes back."""
+    rng = np.random.default_rng(2)
+    x, frequencies = rng.normal(size=(2, 3, 4, 7)).astype(np.float32), [1.0, 0.3, 0.02]
+    positions = [[0, 3, 100_001, 9], [7, 70_003, 2, 5]]
+    given = x.copy()
+    result = rope(x, positions, frequencies)
+    assert result.dtype == np.float32 and np.array_equal(x, given)
+    for text, places, turned in zip(given, positions, result):
+        assert np.allclose(turned, complex_rows(text, places, frequencies), atol=1e-5)
+    x = rng.normal(size=(2, 3, 4, 7))
+    far = np.array([100_001, 3, 50_000, 9])
+    assert np.allclose(rope(x, far, np.array(frequencies)), complex_rows(x, far, frequencies), atol=1e-9)
+
+
+@wrong("3B", "The right code is refused")
+def to_the_last_digit(rope):
+    rng = np.random.default_rng(7)
+    x, positions, frequencies = (
+        rng.normal(size=(2, 5, 8)),
+        np.array([3, 50, 9, 70_000, 123_456]),
+        np.array([1, 0.1, 0.02]),
+    )
+    before = x.copy()
+    n, angles = 3, positions[:, None] * frequencies
+    a, b = before[..., :n], before[..., n : 2 * n]
+    turned = [a * np.cos(angles) - b * np.sin(angles), a * np.sin(angles) + b * np.cos(angles), before[..., 2 * n :]]
+    assert (rope(x, positions, frequencies) == np.concatenate(turned, -1)).all() and (x == before).all()
+
+
+@wrong("3B", "A test says no with an exception")
+def compares_it_with_itself(rope):
+    """With four axes: no wrong rotation may break down of itself."""
+    x, frequencies = np.random.default_rng(0).normal(size=(2, 3, 5, 10)), 10000.0 ** (-np.arange(4) / 4)
+    assert np.allclose(rope(x.copy(), np.arange(5), frequencies), rope(x.copy(), np.arange(5), frequencies))
+    places = np.stack([np.arange(5), np.arange(5) + 9])
+    assert rope(x.copy(), places, frequencies).shape == x.shape
+
+
+@wrong("3B", "a text that does not begin at 0?")
+def knows_only_distances(rope):
+    q, k = np.random.default_rng(1).normal(size=(2, 5, 8))
+    frequencies = 10000.0 ** (-np.arange(4) / 4)
+    places = [np.arange(5) + start for start in (0, 100)]
+    near, far = (rope(q.copy(), at, frequencies) @ rope(k.copy(), at, frequencies).T for at in places)
+    assert np.allclose(near, far)
+
+
 @wrong("3B", "A test says no with an exception")
 def gives_a_verdict(rope):
     x = np.ones((3, 4))
@@ -236,7 +307,7 @@ def expects_that_nothing_turns(rope):
     assert np.allclose(rope(x, np.arange(3), np.ones(2)), x)
 
 
-@wrong("3B", "Do the positions of your test begin at 0?")
+@wrong("3B", "a text that does not begin at 0?")
 def from_zero(rope):
     x, frequencies = np.random.default_rng(1).normal(size=(3, 4)), np.array([1.0, 0.1])
     assert np.allclose(rope(x, np.arange(3), frequencies), complex_rows(x, np.arange(3), frequencies))

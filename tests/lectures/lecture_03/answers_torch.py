@@ -82,12 +82,21 @@ class ValuesTurned(Base):
         return super().rest(q, k, self.turn(v, positions), positions, cache)
 
 
-@wrong("3D", "stored keys are not turned again")
+@wrong("3D", "The keys are turned after the cache")
 class TurnedAfterTheCache(Base):
     def rest(self, q, k, v, positions, cache):
         if cache is not None:
             k, v = cache.update(k, v)
         return self.attend(q, self.turn(k, torch.arange(k.shape[2])), v)
+
+
+@wrong("3D", "Neighbouring columns are turned")
+class PairsOfNeighbours(Base):
+    def turn(self, x, places):
+        n = x.shape[-1] // 2
+        angles = places.double()[:, None] * self.base ** (-torch.arange(n, dtype=torch.float64) / n)
+        a, b, cos, sin = x[..., ::2], x[..., 1::2], angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
 
 
 @wrong("3D", "base is not passed on")
@@ -135,6 +144,22 @@ def flattened(model, ids, n_prompt, gap):
     logits = model(ids, positions=places_of(ids, n_prompt, gap))
     rows = logits[:, n_prompt:-1].reshape(-1, logits.shape[-1])
     return F.cross_entropy(rows, ids[:, n_prompt + 1 :].reshape(-1))
+
+
+@wrong("3E", "does the graph lead from it back to the model?")
+def a_number(model, ids, n_prompt, gap):
+    return by_gather(model, ids, n_prompt, gap).item()
+
+
+@wrong("3E", "does the graph lead from it back to the model?")
+def an_array(model, ids, n_prompt, gap):
+    return by_gather(model, ids, n_prompt, gap).detach().numpy()
+
+
+@wrong("3E", "does the graph lead from it back to the model?")
+@torch.no_grad()
+def without_a_graph(model, ids, n_prompt, gap):
+    return by_gather(model, ids, n_prompt, gap)
 
 
 @wrong("3E", "its prediction is made before the gap")

@@ -21,6 +21,24 @@ class Model(nn.Module):
         return near @ self.table[ids]
 
 
+class Tracked(Model):
+    """A model that `ask.gradients` takes for a tensor: its gradient is that of its weights."""
+
+    requires_grad = True
+
+    def is_floating_point(self):
+        return True
+
+    def detach(self):
+        return self
+
+    clone = detach
+
+    @property
+    def grad(self):
+        return self.table.grad
+
+
 @exercise("3E", MODULE, importance="useful")
 def gap_loss(model, ids, n_prompt, gap):
     places = torch.tensor([i + gap if i >= n_prompt else i for i in range(ids.shape[1])])
@@ -66,6 +84,15 @@ def _(ask, rng):
     ask(Model(rng, size=1000.0), text(rng, 6, batch=2), 2, 7)
     ask(Model(rng), text(rng, 6, batch=1), 1, 1)
     ask(Model(rng), text(rng, 4, batch=2), 2, 5)
+
+
+@gap_loss.property(
+    "it can be trained on: the gradient of the model",
+    hint="Is it a tensor, and does the graph lead from it back to the model?",
+)
+def _(ask, rng):
+    ask.gradients(Tracked(rng), text(rng, 6), 2, 10)
+    ask.gradients(Tracked(rng), text(rng, 5, batch=2), 1, 3)
 
 
 def usual(model, ids, n_prompt, gap, *, moved=lambda p, n, gap: torch.where(p >= n, p + gap, p), first=0, answer=1, reduce="mean"):  # fmt: skip

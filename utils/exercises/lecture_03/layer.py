@@ -182,6 +182,23 @@ class _(Usual):
         return q, k, v
 
 
+@RotaryAttention.mistake("Neighbouring columns are turned: the pairs are columns i and i + d_head / 2.")
+class _(Usual):
+    def turn(self, x, places):
+        by_pairs = super().turn(x.unflatten(-1, (-1, 2)).mT.flatten(-2), places)
+        return by_pairs.unflatten(-1, (2, -1)).mT.flatten(-2)
+
+
+@RotaryAttention.mistake("The keys are turned after the cache: turn each by its own position, before it is stored.")
+class _(Usual):
+    def turned(self, q, k, v, places):
+        return self.turn(q, places), k, v
+
+    def stored(self, k, v, cache):
+        k, v = super().stored(k, v, cache)
+        return self.turn(k, torch.arange(k.shape[2])), v
+
+
 @RotaryAttention.mistake("The rotation stands before the split: its pairs then reach over all heads.")
 class _(Usual):
     def heads(self, x, places):

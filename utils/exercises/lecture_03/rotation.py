@@ -210,6 +210,12 @@ for message, change in {
     apply_rope_numpy.mistake(message)(partial(usual_rope, **change))
 
 
+@apply_rope_numpy.mistake("The second member stands n_pairs columns after the first, not half of all columns.")
+def _(x, positions, frequencies, attention_scale=1.0, interleaved=False):
+    half = lambda n, i: slices(n, i) if i else (slice(0, n), slice(x.shape[-1] // 2, x.shape[-1] // 2 + n))  # noqa: E731
+    return usual_rope(x, positions, frequencies, attention_scale, interleaved, paired=half, written=half)
+
+
 @apply_rope_numpy.mistake("attention_scale is ignored when the pairs are interleaved: it multiplies what is rotated.")
 def _(x, positions, frequencies, attention_scale=1.0, interleaved=False):
     return usual_rope(x, positions, frequencies, 1.0 if interleaved else attention_scale, interleaved)

@@ -87,6 +87,14 @@ def _(frequencies, length, slow, fast):
     return (length * frequencies / math.tau - slow) / (fast - slow)
 
 
+for cut in (np.minimum, 1.0), (np.maximum, 0.0):
+
+    @keep_by_turns.mistake("The line is cut off at one end only: it goes on below 0, or above 1.")
+    def _(frequencies, length, slow, fast, cut=cut):
+        end, limit = cut
+        return end(limit, (length * frequencies / math.tau - slow) / (fast - slow))
+
+
 @keep_by_turns.mistake("There is no ramp: between slow and fast is a straight line.")
 def _(frequencies, length, slow, fast):
     return (length * frequencies / math.tau >= fast).astype(float)
