@@ -323,7 +323,7 @@ if smollm:
     plotting.curves({"one key group": same, "two key groups": across},
                     xlabel="layer", ylabel="correlation of scores", threshold=0.3,
                     threshold_name="where subtraction begins to pay",
-                    title="Heads that share keys err alike, others a little less")
+                    title="Scores of two heads agree, and more where they share keys")
     plotting.show("Correlation of two heads' scores in each of 30 layers: pairs of one "
                   "key group lie above pairs of two groups nearly everywhere.")
 
