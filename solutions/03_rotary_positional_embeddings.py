@@ -59,7 +59,7 @@
 # - *Always works.* In 3.3 let the class choose a change of the positions, and guess the loss before it runs.
 # - *Checkpoint 1.* All positions plus 7,000: what happens to the loss? (Nothing.) *Checkpoint 2.* Which pairs does NTK slow
 #   most, and why those? (The slow ones: they have never come round.)
-# - *Skip first.* 3.6 (5), then what 3A and 3B ask (2): both read well at home.
+# - *Skip first.* 3.6 (5), then the flow figure of 3.2 (4): both read well at home.
 # - *Questions that come.* Why are values not turned? Quiz question 2. Is ALiBi then best? Not where one exact place is asked for
 #   (3.4). Does a larger base reach further? Only with training (3.15).
 
@@ -195,7 +195,7 @@ plotting.show("Six bars: learned and sinusoidal positions change the logits, T5,
 #
 # $$\langle R_m q,\;R_n k\rangle=q^\top R_m^\top R_n\,k=q^\top R_{n-m}\,k$$
 #
-# *Predict, by hand.* $q=k=(1,0)$ and $\theta=60°$. The query stands at 2, the key at 1: which score? At 7 and 6? At 7 and 4?
+# *Predict.* By hand: $q=k=(1,0)$ and $\theta=60°$. The query stands at 2, the key at 1: which score? At 7 and 6? At 7 and 4?
 
 # %% tags=["slide"]
 def turn(pair, angle):
@@ -756,7 +756,9 @@ for i in (0, 10, 19, 20, 31):
 print(f"less than one turn: {int((turned_in < 1).sum())} of 32 pairs")
 
 # %% [markdown]
-# Twelve. Beyond 8,192 they show new angles. All remedies turn them more slowly; they differ in which others they slow, too. To read $s$ times as far:
+# Twelve. Beyond 8,192 they show new angles. All remedies turn them more slowly; they differ in which others they slow, too.
+#
+# To read $s$ times as far:
 #
 # |method|new frequency of pair $i$|idea|
 # |---|---|---|

@@ -24,6 +24,9 @@ class Cache:
     def update(self, k, v):
         return torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2)
 
+    def __repr__(self):
+        return f"a cache that holds {self.length} tokens"
+
 
 @module("3D", MODULE, make={"d_model": 8, "n_heads": 2}, importance="essential")
 class RotaryAttention(nn.Module):  # the oracle: one head at a time, its pairs as complex numbers
