@@ -80,6 +80,11 @@ class ModuleTrial(Trial):
         got = self._ask(args, kwargs, make or {}, with_gradients=False)
         return got if len(got) > 1 else got[0]
 
+    def after(self, earlier, *args, make=None, **kwargs):
+        """The same as a call, of a module that was called with the tuple `earlier` before: it must not remember that."""
+        got = self._ask(args, kwargs, make or {}, with_gradients=False, earlier=earlier)
+        return got if len(got) > 1 else got[0]
+
     def gradients(self, *args, make=None, **kwargs):
         """The same for the outputs and the gradients of all inputs with floats and all parameters, paired by name.
 
@@ -87,7 +92,7 @@ class ModuleTrial(Trial):
         """
         return self._ask(args, kwargs, make or {}, with_gradients=True)
 
-    def _ask(self, args, kwargs, make, with_gradients):
+    def _ask(self, args, kwargs, make, with_gradients, earlier=()):
         make = {**self._exercise.make, **make}
         named = self._exercise.copy is drivers.by_name
         if named:
@@ -96,12 +101,12 @@ class ModuleTrial(Trial):
 
         def compute(answer):
             own = drivers.by_name if answer is self._exercise.oracle else self._exercise.copy
-            return drivers.module(answer, make, values, own, args, kwargs, with_gradients, named)
+            return drivers.module(answer, make, values, own, args, kwargs, with_gradients, named, earlier)
 
         arguments = {**make, **{f"input {i}" if len(args) > 1 else "input": a for i, a in enumerate(args)}, **kwargs}
         reply = self.reply_to(
             Call(arguments, compute),
-            (make, values, self._exercise.copy, args, kwargs, with_gradients, named),
+            (make, values, self._exercise.copy, args, kwargs, with_gradients, named, earlier),
             {},
             "module",
         )
