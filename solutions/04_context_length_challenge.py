@@ -50,7 +50,7 @@
 # **The question.** What does a long context cost, and how much of it does a model use? **You will be able to** *count* what
 # length costs (4A, 4F), *test* a test of long contexts (4B), *measure* how much of a context a real model uses (4C, 4D),
 # *write* a layer that remembers the segment before (4E), *read* memory once on a GPU (4G, 4H).
-# **You need** attention (lecture 01), the small language model (lecture 02), RoPE, also rescaled (lecture 03).
+# **You need** attention (lecture 01), the small language model (lecture 02), RoPE, its rescaling, ALiBi (lecture 03).
 #
 # | part or section | core minutes | more minutes |
 # |---|---|---|
@@ -74,7 +74,7 @@
 #   three kernels (4).
 # - *At home after hour 2.* 4D, 4E, 4F. For volunteers 4G.
 # - *Board.* Two blocks on a line, prompt and question, the gap $D$ between them; RoPE sees $m-n$ only.
-# - *Always works.* In 4.5 let the class choose a pass key and a gap, and read aloud what SmolLM2 answers.
+# - *Always works.* In 4.3 let the class choose five digits, and read aloud what SmolLM2 answers at depth 0.5.
 # - *Checkpoint 1.* From which length on is half of the work of one token attention, in a 70B model? (Some 54 thousand.)
 #   *Checkpoint 2.* A model claims 8,192 positions. What does that say? (That they were trained, not that they are used.)
 # - *Skip first.* The memory that is read (4.5), then the table in 4.6: both read well at home.
@@ -233,8 +233,8 @@ print(f"a tile of 64 x 64 scores: {2 * 64**2 / 1e3:.0f} KB")
 # **How fast could a kernel be?** A GPU has two limits: bytes a second and operations a second. What decides is the **arithmetic
 # intensity**, FLOPs per byte. Below the **ridge** a kernel waits for memory. The **roofline** draws both limits.
 #
-# An H100 SXM (data sheet): 3.35 TB/s, 989 TFLOP/s in bfloat16. To the right: what the *problem* allows, each input read once,
-# each output written once. Upwards: what a *kernel* can reach that moves these bytes and its scores.
+# An H100 SXM (data sheet): 3.35 TB/s, 989 TFLOP/s in bfloat16. To the right: FLOPs per byte that the *problem* allows, if each
+# input is read once and each output written once. Upwards: the speed that a *kernel* can reach with all the bytes it really moves.
 #
 # *Predict.* Where is the ridge? Which of five kernels are left of it, and which stays below its roof?
 
@@ -283,8 +283,10 @@ for name, (work, _, moved) in kernels.items():
 # ### 4.3 Needle in a haystack
 #
 # **Can a model use what stands far back?** Hide one sentence, the needle, at some depth of a text, and ask for it at the end
-# (Kamradt 2023). Where the needle is a number it is called a **pass key**. Ours is the running example of this lecture: *59063*,
-# in the middle of a help page of Python, read by SmolLM2.
+# (Kamradt 2023). Where the needle is a number it is called a **pass key**. Ours is the running example of this lecture: *The
+# pass key is 59063. Remember it: 59063 is the pass key.* It stands in a help page of Python; SmolLM2 reads it.
+#
+# *Predict.* What does SmolLM2 say where the needle is in the middle, and what where it is near the question?
 
 # %% tags=["language-model", "slide"]
 import itertools
@@ -294,22 +296,23 @@ from utils import language_model
 
 smollm = language_model.load()
 if smollm:
-    prompt, question = passkey(smollm, key=59063, depth=0.5)
-    asked = torch.cat([prompt, question[:, :-6]], dim=1)
-    told = smollm.decode(prompt)
-    print("...", told[told.index(" The pass key"):][:75], "...")
-    said = smollm.decode([int(t) for t in itertools.islice(smollm.stream(asked), 6)])
-    print(smollm.decode(question[:, :-6]).strip() + said)
-    text_losses = smollm.losses(torch.cat([prompt, question], dim=1))[-5:]
-    print(f"{asked.shape[1]} tokens, loss on the five digits {text_losses.mean():.2f} "
-          f"(a guess among ten digits: {math.log(10):.2f})")
+    for depth, n_said in ((0.5, 6), (0.9, 2)):
+        prompt, question = passkey(smollm, key=59063, depth=depth)
+        asked = torch.cat([prompt, question[:, :-6]], dim=1)
+        written = itertools.islice(smollm.stream(asked), n_said)
+        said = smollm.decode([int(token) for token in written])
+        digits = smollm.losses(torch.cat([prompt, question], dim=1))[-5:]
+        print(f"depth {depth}: {smollm.decode(question[:, :-6]).strip()}{said} ...")
+        print(f"    loss on the five digits {digits.mean():.2f}")
+    print(f"{asked.shape[1]} tokens; a guess among ten digits: {math.log(10):.2f}")
 
 # %% [markdown]
-# It does. The **loss on the digits** says more than right or wrong: four digits right and one wrong is not nothing. Section 4.5
-# asks the same question from farther away.
+# In the middle it reads the key off; near the question it begins to explain what a key is. And yet the digits cost little there
+# too, once the space before them is given: it has found them. So the **loss on the digits** says more than right or wrong. Section
+# 4.5 asks the same question from farther away.
 #
-# A test is code, and can be wrong. *A needle that always stands near the end* makes every model look good. This function
-# places needles:
+# A test is code, and can be wrong: one whose needle always stands at one depth says nothing of the others. This function places
+# needles:
 
 # %% tags=["export"]
 def place_needle(haystack, needle, depth):
@@ -422,10 +425,9 @@ def draw_grids(grids, sizes, title):
     figure.colorbar(picture, ax=axes, label="probability of the right value")
     figure.suptitle(title)
 
-draw_grids(grids, sizes, "With rivals RoPE keeps only the needles near the end; ALiBi "
-           "most")
-plotting.show("Three heat maps, needle depth against length: RoPE pales at 256, with "
-              "rivals it is dark from 96 on except at the end; ALiBi stays bright.")
+draw_grids(grids, sizes, "At 256, with rivals, RoPE keeps the end, ALiBi nearly all")
+plotting.show("Three heat maps, needle depth against length: RoPE darkens at 256, with "
+              "rivals from 96 on, but not near the end; ALiBi stays bright.")
 for name, grid in grids.items():
     start, middle, end = (grid[rows, -1].mean() for rows in
                           (slice(0, 2), slice(3, 6), slice(7, 9)))
@@ -433,8 +435,8 @@ for name, grid in grids.items():
 
 # %% [markdown]
 # RoPE, at the start and in the middle: it has met rotations for distances up to 44 only. Needles near the question, at familiar
-# distances, are still found. ALiBi never learned to need a distance. With rivals the same model looks far worse: *a test says
-# little about another one*.
+# distances, are still found. ALiBi only subtracts a little for each step, at 256 as at 44. With rivals the same model looks far
+# worse: *a test says little about another one*.
 #
 # **Trap.** *"Language models forget the middle."* Liu et al. (2023, arXiv 2307.03172) found a U, *lost in the middle*: start and
 # end better than the middle. Here the start is as bad as the middle. The U depends on model and training data; it is no law of
@@ -600,7 +602,8 @@ plotting.show("Nine tokens, six of a prompt with the key in it and three of the 
 #
 # `model.new_caches()` gives an empty cache for each layer, and `copy.copy(cache)` a copy: what joins one does not join the other.
 # `model.hidden(ids, positions=..., caches=...)` reads ids and fills caches; `model.losses(ids, positions=..., caches=...)` does
-# the same and returns the loss of each token but the first, `(n - 1,)`. Positions are integers `(n,)`.
+# the same and returns the loss of each token but the first, `(n - 1,)`. Positions are a tensor of
+# integers `(n,)`.
 #
 # Returns a tensor of floats `(n_gaps,)`: the mean loss of the last `n_last` tokens after each gap.
 #
@@ -721,12 +724,12 @@ plotting.show("Data flow: memory and x, eight rows each, are joined to sixteen r
 # | array | shape |
 # |---|---|
 # | `x` | `(batch, n, d_model)`, n not always a multiple of `segment` |
-# | parameters `w_q`, `w_k`, `w_v`, `w_o` | `(d_model, d_model)`, used as `x @ w` |
+# | parameters `w_q`, `w_k`, `w_v`, `w_o` | `(d_model, d_model)`, used as `x @ w`; random, of size about `d_model**-0.5` |
 # | q of a segment | `(batch, n_heads, up to segment, d_head)` |
 # | k, v of a segment | the last `memory` rows of x before it, then its own: `(batch, n_heads, up to memory + segment, d_head)` |
 #
 # The rows before are **detached**; `w_k` and `w_v` are applied after that, so they learn from the memory. Inside, causal: the
-# last query sees all keys.
+# last query sees all keys. The memory belongs to one text: nothing stays from one call to the next.
 #
 # Returns `(batch, n, d_model)`.
 #
@@ -809,10 +812,10 @@ print(f"the gradient of four layers reaches back {55 - far}")
 
 # %% [markdown]
 # The reach grows by a segment with each layer, $(L + 1) \cdot 8 - 1$; the gradient stays in its own segment. Reach is what a
-# model *can* use. **Does one use it?** The ALiBi readers of 4.3 read 96 statements in segments of 32, with different memories,
-# and are asked for values.
+# model *can* use. **Does one use it?** The ALiBi readers of 4.3 read 96 statements in three segments of 32, with different
+# memories; the questions stand in a fourth.
 #
-# *Predict.* Two layers and a memory of 32 reach three segments. Which facts are found?
+# *Predict.* With two layers and a memory of 32 a question reaches back two segments. Which facts are found?
 
 # %% tags=["slide"]
 from attention.experiments.long_context import found_by_age
@@ -911,9 +914,10 @@ def kv_cache_bytes(seq_len, n_kv_heads, d_head, n_full, n_windowed=0, window=0,
 kv_cache_bytes = check("4F", kv_cache_bytes)
 
 # %% [markdown]
-# `prompt_cost` (Behind the scenes) adds the FLOPs of the prefill and the bytes that a new token reads: all weights that are active,
-# and the cache. Eight published models (sizes and sources: `data/long_context_models.json`), a prompt of 131,072 tokens, two bytes
-# a number. *Does it fit?* The last column divides by 80 GB and counts every weight, also the experts that sleep.
+# `prompt_cost` (Behind the scenes) adds the FLOPs of the prefill and the bytes that a new token reads: its weights, and the cache.
+# (A model of *experts*, lecture 12, uses a part of its weights for each token.) Eight published models (sizes with embeddings,
+# and sources: `data/long_context_models.json`), a prompt of 131,072 tokens, two bytes a number. *Does it fit?* The last column
+# divides by 80 GB and counts every weight, also of experts that this token does not use.
 #
 # *Predict.* Llama 3.1 8B and Mistral 7B cost the same at 1k. By which factor do their prefills differ at 128k?
 
@@ -965,11 +969,11 @@ for entry in models[1:2] + models[3:4] + models[5:6]:
 plotting.curves(shares, x=spans, xlabel="tokens of the prompt",
                 ylabel="share of attention in the FLOPs", threshold=0.5,
                 threshold_name="half:",
-                title="Attention dominates no short prompt, and few long ones"
+                title="Attention dominates no short prompt; at 128k, two of the three"
                 ).set_xscale("log", base=2)
 plotting.show("Share of attention in the operations of a prefill against length: near "
-              "0 at 1k for all; at 128k half and more without windows, low with "
-              "Mistral's.")
+              "0 at 1k for all; at 128k above half for Llama and GPT-OSS, low with "
+              "Mistral's windows.")
 for name in shares:
     for what, part in (("FLOPs of the prefill", shares), ("bytes decoded", of_bytes)):
         first, *_, last = part[name]
@@ -1471,9 +1475,11 @@ for name, rows in parities.items():
 # %% [markdown]
 # ### 4.14 Four ways in which attention fails
 #
-# 1. **Blow-up**: section 4.1. 2. **Positions never seen**: section 4.5. 3. **Sinks**: a softmax cannot say "nothing"; trained models
-# park the weight on the first tokens (Xiao et al. 2023, arXiv 2309.17453; lecture 05). 4. **Dilution**: against $n - 1$ keys of score 0 a
-# margin $m$ gives the needle $e^m / (e^m + n - 1)$.
+# 1. **Blow-up**: section 4.1.
+# 2. **Positions never seen**: section 4.5.
+# 3. **Sinks**: a softmax cannot say "nothing"; trained models park the weight on the first tokens (Xiao et al. 2023, arXiv
+#    2309.17453; lecture 05).
+# 4. **Dilution**: against $n - 1$ keys of score 0 a margin $m$ gives the needle $e^m / (e^m + n - 1)$.
 #
 # *Predict.* A margin of 6 is enough at 32. And at 131,072?
 

@@ -14,7 +14,7 @@ from utils.judge import progress as kept
 from utils.judge.exercise import find, order
 from utils.judge.function import exercise
 from utils.judge.module import module
-from utils.judge.result import Mistake
+from utils.judge.result import Mistake, Property
 
 # --- functions of tensors --------------------------------------------------------------------------------------------
 
@@ -130,6 +130,23 @@ def test_a_mistake_that_declares_its_parameters_in_another_order_is_recognised_b
 
     assert [n for n, _ in AnotherOrder(2).named_parameters()] != [n for n, _ in halved(2).named_parameters()]
     assert report(mistaken, AnotherOrder)[1].endswith("Half of it is missing.")
+
+
+def test_a_module_may_not_remember_the_call_before():
+    def holds(ask, rng):
+        earlier, x = (torch.from_numpy(rng.normal(size=(2, 3))).float() for _ in range(2))
+        ask.after((earlier,), x)
+
+    once_more = dataclasses.replace(specimens.Mix, properties=[Property("as if nothing had come before", holds, "")])
+    registry._declared.pop("90D")
+
+    def remembers(self, x):
+        before, self.seen = getattr(self, "seen", 0.0), x
+        return specimens.Mix.oracle.forward(self, x) + 0 * x + before
+
+    assert report(once_more, Right)[0].passed
+    assert report(specimens.Mix, with_forward(remembers))[0].passed
+    assert not report(once_more, with_forward(remembers))[0].passed
 
 
 def test_a_way_to_copy_sets_the_names_free():

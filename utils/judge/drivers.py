@@ -50,13 +50,18 @@ def parameters(make_module, make):
     return Named(_made(make_module, make).named_parameters())
 
 
-def module(make_module, make, values, copy, args, kwargs, with_gradients, of_parameters):
-    """The output of a module with given weights; with gradients, those of its inputs, and of its parameters, by name."""
+def module(make_module, make, values, copy, args, kwargs, with_gradients, of_parameters, earlier=()):
+    """The output of a module with given weights; with gradients, those of its inputs, and of its parameters, by name.
+
+    earlier: arguments with which the same module is called once before.
+    """
     built = _made(make_module, make)
     floats = [a.dtype for a in args if hasattr(a, "is_floating_point") and a.is_floating_point()]
     built.to(floats[0] if floats else next(iter(values.values())).dtype)
     copy(built, values)
     given = [_tracked(a) if with_gradients else a for a in args]
+    if earlier:
+        built(*earlier)
     result = built(*given, **kwargs)
     parts = result if isinstance(result, tuple) else (result,)
     out = Named({f"output {i}" if len(parts) > 1 else "output": part for i, part in enumerate(parts)})

@@ -80,6 +80,11 @@ class ModuleTrial(Trial):
         got = self._ask(args, kwargs, make or {}, with_gradients=False)
         return got if len(got) > 1 else got[0]
 
+    def after(self, earlier, *args, make=None, **kwargs):
+        """The same as a call, of a module that was called with the tuple `earlier` before: it must not remember that."""
+        got = self._ask(args, kwargs, make or {}, with_gradients=False, earlier=earlier)
+        return got if len(got) > 1 else got[0]
+
     def gradients(self, *args, make=None, **kwargs):
         """The same for the outputs and the gradients of all inputs with floats and all parameters, paired by name.
 
@@ -102,18 +107,18 @@ class ModuleTrial(Trial):
             self.parameters(**make)
         return make, weights(drivers.parameters(self._exercise.oracle, make)), self._exercise.copy
 
-    def _ask(self, args, kwargs, make, with_gradients):
+    def _ask(self, args, kwargs, make, with_gradients, earlier=()):
         make, values, copy = self._given(make)
         named = copy is drivers.by_name
 
         def compute(answer):
             own = drivers.by_name if answer is self._exercise.oracle else copy
-            return drivers.module(answer, make, values, own, args, kwargs, with_gradients, named)
+            return drivers.module(answer, make, values, own, args, kwargs, with_gradients, named, earlier)
 
         arguments = {**make, **{f"input {i}" if len(args) > 1 else "input": a for i, a in enumerate(args)}, **kwargs}
         reply = self.reply_to(
             Call(arguments, compute),
-            (make, values, copy, args, kwargs, with_gradients, named),
+            (make, values, copy, args, kwargs, with_gradients, named, earlier),
             {},
             "module",
         )

@@ -32,6 +32,11 @@ def scores_only(n, n_params, n_layers, d_model):
     return 2 * n * d_model * n_layers / (2 * n_params + 2 * n * d_model * n_layers)
 
 
+@wrong("4A", "the token sees n")
+def mean_of_a_prompt(n, n_params, n_layers, d_model):
+    return 2 * n * d_model * n_layers / (2.0 * n_params + 2 * n * d_model * n_layers)
+
+
 @wrong("4A", "The layers are missing")
 def one_layer(n, n_params, n_layers, d_model):
     return 4 * n * d_model / (2 * n_params + 4 * n * d_model)
@@ -88,7 +93,7 @@ def by_argmin(lengths, scores, threshold):
     return np.where(scores[:, 0] > threshold, lengths[first_failure_or_0 - 1], 0) * (first_failure_or_0 > 0)
 
 
-@wrong("4C", "runs down the models")
+@wrong("4C", "the lengths are axis=1")
 def along_the_models(lengths, scores, threshold):
     return np.concatenate([[0], lengths])[np.minimum.accumulate(scores > threshold).sum(axis=1)]
 

@@ -87,6 +87,19 @@ def question_alone(model, prompt, rest, gaps, n_last):
     )
 
 
+@right("4D")
+def in_one_piece_without_a_cache(model, prompt, rest, gaps, n_last):
+    ids, n = torch.cat([prompt, rest], dim=1), prompt.shape[1]
+    places = torch.arange(ids.shape[1])
+    losses = [model.losses(ids, positions=places + gap * (places >= n)) for gap in gaps]
+    return torch.stack([each[-n_last:].mean() for each in losses])
+
+
+@wrong("4D", "the loss of the last token alone")
+def the_last_token(model, prompt, rest, gaps, n_last):
+    return read_again_for_each_gap(model, prompt, rest, gaps, 1)
+
+
 @wrong("4D", "returned a list")
 def as_a_list(model, prompt, rest, gaps, n_last):
     return read_again_for_each_gap(model, prompt, rest, gaps, n_last).tolist()
@@ -147,7 +160,9 @@ class SegmentBySegment(nn.Module):
     def __init__(self, d_model, n_heads, segment, memory):
         super().__init__()
         self.n_heads, self.segment, self.memory = n_heads, segment, memory
-        self.w_o, self.w_v, self.w_k, self.w_q = (nn.Parameter(torch.randn(d_model, d_model)) for _ in range(4))
+        self.w_o, self.w_v, self.w_k, self.w_q = (
+            nn.Parameter(torch.randn(d_model, d_model) / d_model**0.5) for _ in range(4)
+        )
 
     def forward(self, x):
         outs, old = [], x[:, :0]
@@ -206,3 +221,47 @@ class NoOutput(Base):
     def __init__(self, d_model, n_heads, segment, memory):
         super().__init__(d_model, n_heads, segment, memory)
         del self.w_o
+
+
+@wrong("4E", "begins with numbers of size 0, expected about 0.06")
+class BeginsWithZeros(Base):
+    def __init__(self, d_model, n_heads, segment, memory):
+        super().__init__(d_model, n_heads, segment, memory)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+
+@wrong("4E", "Begin each call with an empty memory")
+class KeepsItsMemory(Base):
+    kept = None
+
+    def forward(self, x):
+        before = x[:, :0] if self.kept is None else self.kept[: len(x)]
+        self.kept = x[:, -self.segment :].detach()
+        return super().forward(torch.cat([before, x], dim=1))[:, before.shape[1] :]
+
+
+@wrong("4E", "x @ w, not x @ w.T")
+class Transposed(Base):
+    def forward(self, x):
+        turned = Base(x.shape[-1], self.n_heads, self.segment, self.memory).to(x.dtype)
+        for own, parameter in zip(turned.parameters(), self.parameters()):
+            own.data = parameter.data.T
+        return turned(x) + 0 * sum(parameter.sum() for parameter in self.parameters())
+
+
+@wrong("4E", "a negative index counts from the end")
+class NegativeStart(SegmentBySegment):
+    def forward(self, x):
+        outs = []
+        for start in range(0, x.shape[1], self.segment):
+            part = x[:, start : start + self.segment]
+            seen = torch.cat((x[:, start - self.memory : start].detach(), part), dim=1)
+            q, k, v = (
+                (a @ w).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+                for a, w in ((part, self.w_q), (seen, self.w_k), (seen, self.w_v))
+            )
+            allowed = torch.ones(part.shape[1], seen.shape[1], dtype=torch.bool).tril(seen.shape[1] - part.shape[1])
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+            outs.append(out.transpose(1, 2).flatten(2) @ self.w_o)
+        return torch.cat(outs, dim=1)

@@ -156,6 +156,9 @@ loss_across_gap.mistakes_of(
             "pick": lambda losses, n: losses[-n - 1 : -1]
         },
         "This is the sum of the losses: take the mean.": {"mean": lambda losses: losses.sum()},
+        "This is the loss of the last token alone: take the mean of the last n_last.": {
+            "pick": lambda losses, n: losses[-1:]
+        },
         "The prompt was never read: model.hidden(prompt, caches=...) fills the caches.": {"read": False},
     },
 )

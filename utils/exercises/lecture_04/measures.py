@@ -70,7 +70,7 @@ for message, answer in {
     "This is attention over the weights alone: a share divides by both together.": share_with(
         lambda n, layers, d: 4 * n * d * layers, whole=False
     ),
-    "Only the scores are counted: the weighted sum of the values costs 2 n d as well.": share_with(
+    "This is half of what attention costs: the weighted sum of the values is 2 n d as well, and the token sees n.": share_with(
         lambda n, layers, d: 2 * n * d * layers
     ),
     "Each weight takes part in a multiplication and an addition: 2 N.": share_with(
@@ -182,6 +182,6 @@ for message, answer in {
     effective_length.mistake(message)(answer)
 
 
-@effective_length.mistake("np.minimum.accumulate runs down the models by default: axis=1.")
+@effective_length.mistake("This runs down the models: for `accumulate` the lengths are axis=1.")
 def _(lengths, scores, threshold):
     return np.concatenate([[0], lengths])[np.logical_and.accumulate(scores > threshold, axis=0).sum(axis=1)]

@@ -47,7 +47,8 @@ def _(ask, rng):
 
 
 @SegmentAttention.property(
-    "one segment: causal attention", hint="Inside a segment, which keys does query i see, and by what is divided?"
+    "one segment: causal attention",
+    hint="Without a memory this is a layer of lecture 02: which heads are there, which keys does query i see?",
 )
 def _(ask, rng):
     ask(tensor(rng, 1, 3, 4))
@@ -88,6 +89,22 @@ def _(ask, rng):
     ask.gradients(tensor(rng, 2, 7, 4), make={"memory": 3})
 
 
+@SegmentAttention.property(
+    "a text is read as if no other had been read before",
+    hint="What does your layer still know when the next call comes? Begin each call with an empty memory.",
+)
+def _(ask, rng):
+    ask.after((tensor(rng, 1, 5, 4),), tensor(rng, 1, 7, 4))
+
+
+@SegmentAttention.property(
+    "its weights begin at random, of size about 1 over the root of d_model",
+    hint="How large are the numbers of x @ w, if those of x are about 1?",
+)
+def _(ask, rng):
+    ask.begins(256**-0.5, d_model=256)
+
+
 class Usual(nn.Module):
     """The layer in the usual way. The mistakes override one of its methods; as it stands, it is right."""
 
@@ -95,20 +112,23 @@ class Usual(nn.Module):
         super().__init__()
         self.n_heads, self.segment, self.memory = n_heads, segment, memory
         for name in "qkvo":
-            setattr(self, f"w_{name}", nn.Parameter(torch.randn(d_model, d_model)))
+            setattr(self, f"w_{name}", nn.Parameter(torch.randn(d_model, d_model) * d_model**-0.5))
 
     def split(self, x):
         return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+    def through(self, x, w):
+        return x @ w
 
     def remembered(self, x, start):
         return x[:, max(0, start - self.memory) : start].detach()
 
     def keys(self, old, part):
         seen = torch.cat([old, part], dim=1)
-        return seen @ self.w_k, seen @ self.w_v
+        return self.through(seen, self.w_k), self.through(seen, self.w_v)
 
     def queries(self, old, part):
-        return part @ self.w_q
+        return self.through(part, self.w_q)
 
     def scale(self, q):
         return q.shape[-1] ** -0.5
@@ -121,7 +141,7 @@ class Usual(nn.Module):
         return out.transpose(1, 2).flatten(2)
 
     def project(self, out):
-        return out @ self.w_o
+        return self.through(out, self.w_o)
 
     def forward(self, x):
         outs = []
@@ -212,3 +232,37 @@ class _(Usual):
 class _(Usual):
     def project(self, out):
         return out + 0 * self.w_o.sum()
+
+
+@SegmentAttention.mistake("The matrices are used the other way round: x @ w, not x @ w.T.")
+class _(Usual):
+    def through(self, x, w):
+        return x @ w.T
+
+
+@SegmentAttention.mistake("There is one head as wide as the model: cut q, k and v into n_heads heads.")
+class _(Usual):
+    def split(self, x):
+        return x[:, None]
+
+
+@SegmentAttention.mistake("The heads are cut across the tokens: split the last axis, then swap heads and tokens.")
+class _(Usual):
+    def split(self, x):
+        return x.reshape(len(x), self.n_heads, x.shape[1], -1)
+
+    def join(self, out):
+        return out.reshape(len(out), out.shape[2], -1)
+
+
+@SegmentAttention.mistake("The first rows have no memory, and zeros in its place are keys too: they take weight.")
+class _(Usual):
+    def remembered(self, x, start):
+        missing = max(0, self.memory - start)
+        return nn.functional.pad(super().remembered(x, start), (0, 0, missing, 0))
+
+
+@SegmentAttention.mistake("start - memory is below 0 at first, and a negative index counts from the end: max(0, ...).")
+class _(Usual):
+    def remembered(self, x, start):
+        return x[:, start - self.memory : start].detach()
