@@ -41,7 +41,7 @@ def online_softmax(m, ell, scores):
     ell is the sum of exp(score - m). A row of nothing but -inf keeps -inf and 0.
     Source: Milakov and Gimelshein 2018 (arXiv 1805.02867), algorithm 3.
     """
-    scores = scores.astype(cuda.float_type(scores), copy=False)
+    scores = scores.astype(cuda.float_type(scores), copy=False)  # whole numbers: floats
     m_new = np.maximum(m, scores.max(axis=-1, initial=-np.inf))
     finite = np.where(np.isneginf(m_new), 0, m_new)
     ell_new = ell * np.exp(m - finite) + np.exp(scores - finite[..., None]).sum(axis=-1)
@@ -612,31 +612,6 @@ def flash_attention_torch(q, k, v, causal=False, scale=None, block_q=None, block
         block_q = max(16, min(TILE_QUERIES, q.shape[-2], TILE_SCORES // max(1, math.prod(lead) * TILE_KEYS)))
     _, block_k = chosen_tile(q.shape[-2], k.shape[-2], block_q, block_k)
     return FlashAttention.apply(q, k, v, causal, scale, block_q, block_k)
-
-
-def flash_attention_varlen(q, k, v, cu_queries, cu_keys, causal=False, scale=None):
-    """Flash attention of sequences packed one behind the other, each over its own keys: (out, lse), in NumPy.
-
-    q (..., total_queries, d_head), k, v (..., total_keys, d); cu_queries, cu_keys integers (batch + 1,): sequence b has
-    the queries cu_queries[b] to cu_queries[b + 1] and the keys cu_keys[b] to cu_keys[b + 1]. causal and scale as in
-    flash_attention_numpy, for each sequence. Returns out (..., total_queries, d_v) and lse (..., total_queries).
-    Raises ValueError when shapes do not fit, or the two do not have the same length or do not go from 0 to the number
-    of rows.
-    """
-    check_arguments(q, k, v)
-    cu_queries, cu_keys = np.asarray(cu_queries), np.asarray(cu_keys)
-    for name, cu in (("cu_queries", cu_queries), ("cu_keys", cu_keys)):
-        if cu.ndim != 1 or cu.size and cu.dtype.kind not in "iu":
-            raise ValueError(f"{name} must be integers (batch + 1,), got {cu.dtype} of shape {cu.shape}")
-    cu_queries, cu_keys = cu_queries.astype(np.int64), cu_keys.astype(np.int64)                # unsigned ones never fall
-    for name, cu, total in (("cu_queries", cu_queries, q.shape[-2]), ("cu_keys", cu_keys, k.shape[-2])):
-        if len(cu) < 2 or len(cu) != len(cu_queries) or cu[0] != 0 or cu[-1] != total or (np.diff(cu) < 0).any():
-            raise ValueError(f"{name} must rise from 0 to {total} in {max(2, len(cu_queries))} numbers, "
-                             f"got {np.asarray(cu).tolist()}")
-    parts = [flash_attention_numpy(q[..., cu_queries[b]:cu_queries[b + 1], :], k[..., cu_keys[b]:cu_keys[b + 1], :],
-                                   v[..., cu_keys[b]:cu_keys[b + 1], :], causal, scale)
-             for b in range(len(cu_queries) - 1)]
-    return np.concatenate([out for out, _ in parts], axis=-2), np.concatenate([lse for _, lse in parts], axis=-1)
 
 
 def attend_block(state, q, k, v, q_positions, k_positions, causal, scale):

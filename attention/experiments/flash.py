@@ -8,9 +8,8 @@ from collections import Counter
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional as F
 
+from attention.experiments.fundamentals import Recall, recall_loss
 from attention.flash import flash_attention_numpy, flash_launch
 from attention.fundamentals import BLEND, SCORES, SOFTMAX_ROWS
 from utils import cuda, data, training
@@ -27,7 +26,7 @@ __all__ = [
     "with_dropout",
     "keep_mask",
     "schedule",
-    "Recall",
+    "WeighedRecall",
     "recall_losses",
 ]
 
@@ -208,31 +207,22 @@ def schedule(groups, tiles, product=2, softmax=1):
     return jobs
 
 
-class Recall(nn.Module):
-    """The attention model of section 1.2, for 64 symbols; weigh(scores) turns scores (64, 64) into weights."""
+class WeighedRecall(Recall):
+    """Lecture 01's model with attention, for 64 symbols; weigh(scores) turns scores (64, 64) into weights."""
 
-    def __init__(self, weigh, d=32):
-        super().__init__()
+    def __init__(self, weigh):
+        super().__init__("attention", seq_len=64)
         self.weigh = weigh
-        self.symbol, self.question, self.place = nn.Embedding(8, d), nn.Embedding(64, d), nn.Embedding(64, d)
-        self.answer = nn.Sequential(nn.Linear(2 * d, 2 * d), nn.ReLU(), nn.Linear(2 * d, 8))
 
-    def forward(self, stream):
-        x = self.symbol(stream)
-        scores = self.question.weight @ (x + self.place.weight).mT / x.shape[-1] ** 0.5
-        found = self.weigh(scores) @ x
-        return self.answer(torch.cat([found, self.question.weight.expand_as(x)], dim=-1))
+    def attend(self, x):
+        return self.weigh(self.question.weight @ (x + self.place.weight).mT / math.sqrt(x.shape[-1]))
 
-def streams(seed, batch=32):
+def streams(seed, batch=16):
     draw = np.random.default_rng(seed)
     while True:
         yield [torch.from_numpy(ids) for ids in data.recall_stream(draw, batch, seq_len=64, n_symbols=8)]
 
 def recall_losses(weigh, seed):
     """The loss at each of 200 steps of training, in double precision."""
-    model = training.initialise(Recall(weigh).double(), seed)
-
-    def loss(model, batch):
-        return F.cross_entropy(model(batch[0]).mT, batch[1])
-
-    return training.fit(model, streams(seed), loss, steps=200, lr=1e-2).losses
+    model = training.initialise(WeighedRecall(weigh).double(), seed)
+    return training.fit(model, streams(seed), recall_loss, steps=200, lr=1e-2).losses

@@ -117,22 +117,6 @@ UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
 
 
 @pytest.mark.parametrize("dtype", UNSIGNED)
-def test_packed_lengths_of_unsigned_integers_may_not_fall(dtype):
-    q = np.ones((8, 2))
-    with pytest.raises(ValueError, match="cu_queries must rise from 0 to 8"):
-        flash.flash_attention_varlen(q, q, q, np.array([0, 5, 3, 8], dtype), np.array([0, 3, 5, 8], dtype))
-    rising = np.array([0, 3, 5, 8], dtype)
-    out, _ = flash.flash_attention_varlen(q, q, q, rising, rising)
-    np.testing.assert_allclose(out, 1.0)
-
-
-def test_packed_lengths_are_integers():
-    q = np.ones((8, 2))
-    with pytest.raises(ValueError, match="cu_keys must be integers"):
-        flash.flash_attention_varlen(q, q, q, np.array([0, 8]), np.array([0.0, 8.0]))
-
-
-@pytest.mark.parametrize("dtype", UNSIGNED)
 def test_lengths_and_tables_may_be_unsigned(dtype):
     lengths = np.array([3, 1], dtype)
     mask, positions = kv_cache.left_padding(lengths, 4)

@@ -223,6 +223,52 @@ def whole_rows(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
     return np.concatenate([out for out, _ in parts], axis=-2), np.concatenate([lse for _, lse in parts], axis=-1)
 
 
+@right("6B")
+def always_finished(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
+    """As in the first paper: the output is divided after every tile."""
+    return one_tile_after_another(q, k, v, causal, scale, block_q, block_k)
+
+
+@wrong("6B", "The running maximum starts too high")
+def from_ten_thousand_below(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
+    return one_tile_after_another(q, k, v, causal, scale, block_q, block_k, start=-1e4)
+
+
+@wrong("6B", "scores go through exp at once, and a tile of 4 x 3")
+def tiles_are_squares(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
+    return one_tile_after_another(q, k, v, causal, scale, block_q, block_q)
+
+
+@wrong("6B", "float16 in: right to their precision")
+def scaled_in_half(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = q * q.dtype.type(scale_of(q, scale))
+    return one_tile_after_another(scaled, k, v, causal, 1.0, block_q, block_k)
+
+
+def one_tile_after_another(q, k, v, causal, scale, block_q, block_k, start=-np.inf):
+    kind, work, n, n_keys = q.dtype, np.result_type(q, np.float32), q.shape[-2], k.shape[-2]
+    out, lse = np.zeros((*q.shape[:-1], v.shape[-1]), work), np.zeros(q.shape[:-1], work)
+    q, k, v = (a.astype(work) for a in (q, k, v))
+    scale = work.type(scale_of(q, scale))
+    for i in range(0, n, block_q):
+        q_i = q[..., i : i + block_q, :]
+        m, total, o = np.full((*q_i.shape[:-1], 1), start, work), np.zeros((), work), np.zeros((), work)
+        for j in range(0, n_keys, block_k):
+            s = q_i @ k[..., j : j + block_k, :].swapaxes(-1, -2) * scale
+            r, c = np.indices(s.shape[-2:])
+            s = np.where((j + c <= i + r + n_keys - n) | (not causal), s, work.type(-np.inf))
+            m_new = np.maximum(m, s.max(axis=-1, keepdims=True))
+            safe = np.nan_to_num(m_new, neginf=0.0)
+            p, old = np.exp(s - safe), total * np.exp(m - safe)
+            m, total = m_new, old + p.sum(axis=-1, keepdims=True)
+            o = (old * o + p @ v[..., j : j + block_k, :]) / np.where(total == 0, 1, total)
+        out[..., i : i + block_q, :] = o
+        with np.errstate(divide="ignore"):
+            lse[..., i : i + block_q] = (m + np.log(total))[..., 0]
+    return out.astype(kind), lse
+
+
 @wrong("6B", "The log of the sum is missing in the log-sum-exp")
 def maximum_for_lse(q, k, v, causal=False, scale=None, block_q=64, block_k=64):
     out, _ = keys_outside(q, k, v, causal, scale, block_q, block_k)

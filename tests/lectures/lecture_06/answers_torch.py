@@ -116,7 +116,25 @@ def without_its_axis(s, d_p, allowed, lse, big_d, scale):
     return p, p * (d_p - big_d) * scale
 
 
+def softmax_of_a_tile(s, d_p, allowed, lse, big_d, scale):
+    p = torch.softmax(s.masked_fill(~allowed, -math.inf), -1).nan_to_num()
+    return p, p * (d_p - big_d) * scale
+
+
+def d_of_a_tile(s, d_p, allowed, lse, big_d, scale):
+    p = weights(s, allowed, lse)
+    return p, p * (d_p - (p * d_p).sum(-1, keepdim=True)) * scale
+
+
+def unscaled_scores(s, d_p, allowed, lse, big_d, scale):
+    p = weights(s / scale, allowed, lse)
+    return p, p * (d_p - big_d) * scale
+
+
 like("The mask is missing", unmasked)
+like("The weights are those of one tile", softmax_of_a_tile)
+like("D belongs to the whole row", d_of_a_tile)
+like("The scale is missing in S", unscaled_scores)
 like("D is missing", without_d)
 like("The scale is missing in dQ and dK", unscaled)
 like("d_q: ", five_percent_off)
@@ -128,6 +146,11 @@ def without_leading_axes(q, k, v, out, lse, d_out, causal=False, scale=None):
     if q.dim() > 2:
         q, k, v, out, lse, d_out = (a[0] for a in (q, k, v, out, lse, d_out))
     return queries_one_by_one(q, k, v, out, lse, d_out, causal, scale)
+
+
+@wrong("6D", "returned float64, expected float32")
+def in_double(q, k, v, out, lse, d_out, causal=False, scale=None):
+    return tuple(a.double() for a in queries_one_by_one(q, k, v, out, lse, d_out, causal, scale))
 
 
 @wrong("6D", "d_v: ")

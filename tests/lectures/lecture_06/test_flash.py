@@ -241,35 +241,3 @@ def test_causal_tiles_counts_every_tile_once_and_agrees_with_what_the_backward_p
         assert full + partial + skipped == -(-n // block) * -(-m // block)
         masks = [mask for *_, mask in f.backward_tiles(n, m, True, block)]
         assert sum(mask is None for mask in masks) == full and sum(mask is not None for mask in masks) == partial
-
-
-def test_packed_sequences_equal_sequences_one_by_one():
-    lengths_q, lengths_k = [3, 0, 70, 1], [5, 2, 90, 0]
-    cu_q, cu_k = (np.concatenate([[0], np.cumsum(lengths)]) for lengths in (lengths_q, lengths_k))
-    q, k, v = draw((2, 74, 8), (2, 97, 8), 4)
-    out, lse = f.flash_attention_varlen(q, k, v, cu_q, cu_k, causal=True)
-    for b in range(4):
-        rows, columns = slice(cu_q[b], cu_q[b + 1]), slice(cu_k[b], cu_k[b + 1])
-        must_agree((out[:, rows], lse[:, rows]), reference(q[:, rows], k[:, columns], v[:, columns], True), 1e-12)
-
-
-@pytest.mark.parametrize(
-    ("cu_queries", "cu_keys", "name"),
-    [
-        ([0, 4], [0, 3], "cu_queries"),
-        ([0, 5], [0, 4], "cu_keys"),
-        ([0, 6, 5], [0, 3, 3], "cu_queries"),
-        ([0, 5], [0, 1, 3], "cu_keys"),
-        ([], [], "cu_queries"),
-    ],
-)
-def test_cumulative_lengths_that_do_not_fit_get_one_sentence(cu_queries, cu_keys, name):
-    q, k, v = draw((5, 4), (3, 4), 4)
-    with pytest.raises(ValueError, match=f"{name} must rise from 0 to"):
-        f.flash_attention_varlen(q, k, v, cu_queries, cu_keys)
-
-
-def test_packed_values_without_a_key_get_one_sentence():
-    q, k, v = draw((6, 4), (6, 4), 4)
-    with pytest.raises(ValueError, match="k and v must have the same n_keys, got 6 and 9"):
-        f.flash_attention_varlen(q, k, np.concatenate([v, v[:3]]), [0, 3, 6], [0, 3, 6])

@@ -99,7 +99,9 @@ def _(ask, rng):
     "float32 in, the same gradients to 1e-5", hint="Does anything that you make have a float type of its own?"
 )
 def _(ask, rng):
-    ask(*backward_input(rng, 3, 3, n_keys=4, dtype=np.float32))
+    for part in ask(*backward_input(rng, 3, 3, n_keys=4, dtype=np.float32)):
+        if part.dtype != np.float32:
+            raise Failed(f"returned {part.dtype}, expected float32 for tensors of float32")
 
 
 @tile_gradients.property(
@@ -134,7 +136,8 @@ def usual_backward(
     *,
     masked=True,
     weights=lambda s, lse: torch.exp(s - lse.masked_fill(lse == -INF, INF)[..., None]),
-    minus=lambda d_out, out: (d_out * out).sum(-1, keepdim=True),
+    scored=lambda s, scale: s * scale,
+    minus=lambda d_out, out, of_tile: (d_out * out).sum(-1, keepdim=True),
     scaled=lambda d_s, scale: d_s * scale,
     overwritten=(),
     block=64,
@@ -153,9 +156,11 @@ def usual_backward(
             if not visited[rows, columns].any():
                 continue
             q_i, k_j, v_j, d_i = q[..., rows, :], k[..., columns, :], v[..., columns, :], d_out[..., rows, :]
-            s = torch.where(allowed[rows, columns], scale * q_i @ k_j.mT, -INF)
+            s = torch.where(allowed[rows, columns], scored(q_i @ k_j.mT, scale), -INF)
             p = weights(s, lse[..., rows])
-            d_s = scaled(p * (d_i @ v_j.mT - minus(d_i, out[..., rows, :])), scale)
+            d_p = d_i @ v_j.mT
+            big_d = minus(d_i, out[..., rows, :], (p * d_p).sum(-1, keepdim=True))
+            d_s = scaled(p * (d_p - big_d), scale)
             for name, sums, place, part in (
                 ("dQ", d_q, rows, d_s @ k_j),
                 ("dK", d_k, columns, d_s.mT @ q_i),
@@ -173,9 +178,16 @@ tile_gradients.mistakes_of(
         "Each tile adds to dK: use +=, not =.": {"overwritten": ("dK",)},
         "Each tile adds to dV: use +=, not =.": {"overwritten": ("dV",)},
         "The mask is missing: weights of the future are 0, so mask the scores before exp.": {"masked": False},
-        "D is missing: dS = P * (dP - D).": {"minus": lambda d_out, out: 0.0},
+        "D is missing: dS = P * (dP - D).": {"minus": lambda d_out, out, of_tile: 0.0},
         "D is the sum over the row of dO * O, not of dO alone.": {
-            "minus": lambda d_out, out: d_out.sum(-1, keepdim=True)
+            "minus": lambda d_out, out, of_tile: d_out.sum(-1, keepdim=True)
+        },
+        "D belongs to the whole row, and this is the sum over one tile: it is rowsum(dO * O), given as D.": {
+            "minus": lambda d_out, out, of_tile: of_tile
+        },
+        "The scale is missing in S: the weights are exp(scale * q k - lse).": {"scored": lambda s, scale: s},
+        "The weights are those of one tile: a softmax of it sums to 1 in each. P = exp(S - lse).": {
+            "weights": lambda s, lse: torch.softmax(s, -1).nan_to_num()
         },
         "The scale is missing in dQ and dK.": {"scaled": lambda d_s, scale: d_s},
         "The scale is applied twice: once is enough, in dS.": {"scaled": lambda d_s, scale: d_s * scale**2},

@@ -70,11 +70,11 @@ def _(ask, rng):
 
 
 @tiled_attention.property(
-    "all scores -200, 1e4 or -1e4", hint="Where does the running maximum start, and what do you subtract before exp?"
+    "all scores -200, 1e4 or -1e6", hint="Where does the running maximum start, and what do you subtract before exp?"
 )
 def _(ask, rng):
     q, k, v = head(rng, 3, 5)
-    for size in (-200.0, 1e4, -1e4):
+    for size in (-200.0, 1e4, -1e6):
         ask(np.full_like(q, size / 4), np.ones_like(k), v, False, 1.0, 2, 2)
 
 
@@ -104,6 +104,9 @@ def _(ask, rng):
         out, _ = ask(*(a.astype(dtype) for a in head(rng, 3, 5)), True, None, 2, 2)
         if out.dtype != dtype:
             raise Failed(f"out: returned {out.dtype}, expected {dtype.__name__}")
+    q, k, v = head(rng, 3, 5)
+    q, k, v = (a.astype(np.float16) for a in (4 * q, k / 2e5, v))
+    ask(q, k, v, False, 6e4, 2, 2)  # the scaled query is no number in half precision
 
 
 @tiled_attention.property(
@@ -122,12 +125,15 @@ def _(ask, rng):
     hint="Are k and v cut too, and are m, ell and o updated after each tile?",
 )
 def _(ask, rng):
-    q, k, v = draw(rng, 16, 2, 1), draw(rng, 1500, 1), draw(rng, 1500, 1)  # one row of scores is larger than k and v
-    largest, tile = ask.largest_exp(q, k, v, False, None, 2, 16), 16 * 2 * 16  # for all leading axes at once
-    if largest > tile:
-        raise Failed(
-            f"{largest:,} scores go through exp at once, and a tile of 2 x 16 for 16 rows of axes has {tile:,}"
-        )
+    k, v = draw(rng, 1500, 1), draw(rng, 1500, 1)  # one row of scores is larger than k and v
+    for block_q, block_k in ((2, 16), (4, 3)):
+        q, tile = draw(rng, 16, block_q, 1), 16 * block_q * block_k  # for all leading axes at once
+        largest = ask.largest_exp(q, k, v, False, None, block_q, block_k)
+        if largest > tile:
+            raise Failed(
+                f"{largest:,} scores go through exp at once, and a tile of {block_q} x {block_k} for 16 rows of axes "
+                f"has {tile:,}"
+            )
 
 
 def usual_flash(
@@ -187,6 +193,7 @@ for message, change in {
         "shift": lambda n, m: 0
     },
     "The scores are scaled by d_head, not by sqrt(d_head).": {"default": lambda d: 1 / d},
+    "The scores are not scaled: where no scale is given, times 1/sqrt(d_head).": {"default": lambda d: 1.0},
     "A scale of 0 is a scale too: ask whether it is None.": {"given": lambda scale: scale or None},
     "The maximum is missing in the log-sum-exp: it is m + log(ell).": {"lse_of": lambda m, total: np.log(total)},
     "The log of the sum is missing in the log-sum-exp: it is m + log(ell).": {"lse_of": lambda m, total: m},
