@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from attention.flash import FlashAttention, flash_attention_torch
+from utils.judge import packing
 from utils.judge.exercise import find
 from utils.judge.packing import pack
 from utils.judge.report import lines
@@ -38,3 +39,8 @@ def test_a_class_that_says_it_is_the_courses_operation_does_not_travel_as_it():
     said = {"__module__": "attention.flash", "__qualname__": "FlashAttention"}
     with pytest.raises(NotSendable, match="not the same object"):
         pack(type(FlashAttention)("FlashAttention", (torch.autograd.Function,), said))
+
+
+def test_what_an_installed_package_holds_is_not_copied_wherever_it_is_installed():
+    assert not packing._travels("numpy.core", "/home/ada/.local/lib/python3.11/site-packages/numpy/core.py")
+    assert packing._travels("mine", "/home/ada/mine.py")

@@ -1,8 +1,13 @@
 """What a learner has passed is never lost, whatever has become of the file that keeps it."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from utils.judge import progress as kept
+from utils.paths import ROOT
 
 DAMAGED = {
     "truncated": '{\n "1.1": "pas',
@@ -43,3 +48,10 @@ def test_a_folder_of_that_name_stays_and_nothing_is_left_beside_it(workbook):
     kept.record("1.2", True)
     assert [path.name for path in workbook.rglob("mine.txt")] == ["mine.txt"]
     assert [path.name for path in workbook.iterdir() if path.name.split(".")[-1].isdigit()] == []
+
+
+def test_a_class_has_a_workbook_for_each_learner(tmp_path):
+    code = "from utils.judge import progress; progress.record('1A', True)"
+    environment = {**os.environ, "COURSE_WORKBOOK": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    assert '"1A": "passed"' in (tmp_path / "progress.json").read_text(encoding="utf-8")

@@ -14,6 +14,7 @@ from utils.paths import ROOT
 from utils.setup import environment
 
 FILES = ("requirements.txt", "requirements-teaching.txt", "requirements-dev.txt")
+CLASS = "requirements-class.txt"  # pins all that it brings along itself
 BEFORE_INSTALLATION = (
     "utils/paths.py",
     "course.py",
@@ -81,7 +82,7 @@ def sources(*folders):
     return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, CLASS])
 def test_direct_requirements_are_pinned_exactly(name):
     assert requirements(name)
     for requirement in requirements(name).values():

@@ -7,12 +7,14 @@ import pickle
 import sys
 import sysconfig
 import types
+from pathlib import Path
 
 import cloudpickle
 
 from utils.judge.result import NotSendable
 
 INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+PACKAGES = {"site-packages", "dist-packages"}  # a user's own and another environment's, too
 
 
 class _Pickler(cloudpickle.Pickler):
@@ -67,6 +69,6 @@ def _by_value():
 def _travels(name, file):
     """Whether what a module holds is copied: not where the worker finds the same module itself."""
     first, _, rest = name.partition(".")
-    if not file or name == "__main__" or file.startswith(INSTALLED):
+    if not file or name == "__main__" or file.startswith(INSTALLED) or PACKAGES & set(Path(file).parts):
         return False
     return first != "utils" or rest.partition(".")[0] == "exercises"

@@ -1,6 +1,7 @@
 """An assignment: a notebook with some exercises of a lecture, nothing solved, and a manifest for whoever marks it.
 
 python course.py assignment 05 --exercises 5A,5C --points 10,15
+python course.py assignment 05 --exercises 5A,5C --points 10,15 --nbgrader
 """
 
 import argparse
@@ -15,15 +16,17 @@ import nbformat
 from utils.authoring import source
 from utils.judge.exercise import exercises, find
 from utils.paths import ROOT
-from utils.teaching import statements
+from utils.teaching import nbgraded, statements
 from utils.teaching.trees import lecture_path
 
 FOLDER = ROOT / "assignments"
 MANIFEST = "manifest.json"
+NBGRADER = "nbgrader"  # the folder of nbgrader's course, beside the assignments
+WHERE = "Put this notebook into `workbook/`, where `python course.py lab` opens it. "
 HAND_IN = (
-    "*Put this notebook into `workbook/`, where `python course.py lab` opens it. Run the cells from the start and in "
-    "order. In each exercise put your code in place of `raise NotImplementedError` (in CUDA, of `// your code here`), "
-    "run the cell, then the check below it. Cells of your own may stand anywhere. Save the notebook and hand it in.*"
+    "*{where}Run the cells from the start and in order. In each exercise put your code in place of "
+    "`raise NotImplementedError` (in CUDA, of `// your code here`), run the cell, then the check below it. Cells of your "
+    "own may stand anywhere. Save the notebook and hand it in.*"
 )
 
 
@@ -84,12 +87,12 @@ def cells(lecture, wanted):
     return [("markdown", title(lecture, wanted), ""), *made]
 
 
-def title(lecture, wanted):
+def title(lecture, wanted, where=WHERE):
     """The first cell: which exercises, what they are worth, how to hand in."""
     rows = "\n".join(f"| {task.number} | `{task.name}` | {task.points:g} |" for task in wanted)
     total = sum(task.points for task in wanted)
     table = f"| exercise | | points |\n|---|---|---|\n{rows}\n| **together** | | **{total:g}** |"
-    return f"# Assignment: {lecture.title}\n\n{HAND_IN}\n\n{table}"
+    return f"# Assignment: {lecture.title}\n\n{HAND_IN.format(where=where)}\n\n{table}"
 
 
 def needed(lecture, open_ones):
@@ -143,8 +146,11 @@ def manifest(lecture, wanted):
     }
 
 
-def write(number, numbers, points, folder=FOLDER):
-    """Write an assignment of lecture "NN" to `folder`/NN; returns that folder. Raises Refused."""
+def write(number, numbers, points, folder=FOLDER, for_nbgrader=False):
+    """Write an assignment of lecture "NN" to `folder`/NN; returns that folder. Raises Refused.
+
+    For nbgrader the notebook goes to its course in `folder`/nbgrader, and the manifest alone to `folder`/NN.
+    """
     try:
         lecture = source.read(lecture_path(number))
     except LookupError as unknown:
@@ -156,8 +162,13 @@ def write(number, numbers, points, folder=FOLDER):
             f"{place} is there already: rename it first. Without its manifest its notebooks cannot be marked."
         )
     place.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook(lecture, wanted), place / f"{lecture.name}.ipynb")
-    (place / MANIFEST).write_text(json.dumps(manifest(lecture, wanted), indent=1) + "\n", encoding="utf-8")
+    built, kept = notebook(lecture, wanted), manifest(lecture, wanted)
+    if for_nbgrader:
+        built.cells[0].source = title(lecture, wanted, where="")
+        nbgraded.write(built, kept, Path(folder) / NBGRADER)
+    else:
+        nbformat.write(built, place / kept["notebook"])
+    (place / MANIFEST).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     return place
 
 
@@ -167,17 +178,25 @@ def main(argv=None):
     parser.add_argument("lecture", help="its number: 05")
     parser.add_argument("--exercises", required=True, help="numbers of exercises: 5A,5C")
     parser.add_argument("--points", required=True, help="what each is worth: 10,15")
+    parser.add_argument("--nbgrader", action="store_true", help="write a source notebook for nbgrader instead")
     arguments = parser.parse_args(argv)
     try:
         points = [float(text) for text in arguments.points.split(",")]
     except ValueError:
         parser.error(f"--points: expected numbers like 10,15, got {arguments.points}")
     try:
-        place = write(arguments.lecture.zfill(2), arguments.exercises.split(","), points)
+        place = write(
+            arguments.lecture.zfill(2), arguments.exercises.split(","), points, for_nbgrader=arguments.nbgrader
+        )
     except Refused as problem:
         print(f"course.py: {problem}", file=sys.stderr)
         return 1
     shown = place.relative_to(ROOT) if place.is_relative_to(ROOT) else place
+    if arguments.nbgrader:
+        print(
+            f"{shown.parent / NBGRADER}/ is a course of nbgrader's with the source notebook: CLASS.md says what is next."
+        )
+        return 0
     print(f"{shown}/ has the notebook for your learners, and {MANIFEST}, which you keep: `grade` needs it.")
     return 0
 
