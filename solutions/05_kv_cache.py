@@ -1093,8 +1093,8 @@ plotting.show("Share of multiprocessors with a block against rows: one block a r
               "rows on.")
 needed = 3.35e12 * 700e-9 / 132  # bytes in flight, at a latency of some 700 ns
 waiting = 4 * 32 * 16  # four warps, each lane waits for 16 bytes
-print(f"8 rows: {8 * n_splits / 132:.1f} warps a processor, {waiting:,} bytes under way; "
-      f"full bandwidth: {needed:,.0f}, {needed / waiting:.0f} times as many")
+print(f"8 rows: {8 * n_splits / 132:.1f} warps a processor, {waiting:,} bytes under "
+      f"way; full bandwidth: {needed:,.0f}, {needed / waiting:.0f} times as many")
 
 # %% [markdown]
 # One half each, and 2.5 again. Splits occupy the multiprocessors; they do not yet fill the memory's pipe. By Little's
