@@ -602,6 +602,13 @@ def decode_attention_torch(q, k_cache, v_cache, lengths, scale=None):
     return cuda.like(torch.einsum("bhn,bhnd->bhd", weights, v), q)
 
 
+def used_entries(table, lengths, n_pages, page_size):
+    """Where a block table names a page that its row needs, boolean. ValueError for a page that does not exist."""
+    used = np.arange(table.shape[1]) < -(-lengths[:, None] // page_size)
+    if (table[used] < 0).any() or (table[used] >= n_pages).any():
+        raise ValueError(f"block_table must name pages 0 to {n_pages - 1}, got {table.tolist()}")
+    return used
+
 def gather_pages(pages, block_table, lengths):
     """The rows of a paged cache, contiguous: (batch, heads, table columns * page_size, d_head). Arrays and tensors.
 
@@ -613,14 +620,11 @@ def gather_pages(pages, block_table, lengths):
         raise ValueError(f"block_table must be ({len(lengths)}, columns), got shape {table.shape}")
     if len(pages.shape) != 4:
         raise ValueError(f"pages must be (n_pages, page_size, heads, d_head), got shape {tuple(pages.shape)}")
-    n_pages, page_size = pages.shape[:2]
-    if (lengths > table.shape[1] * page_size).any():
-        raise ValueError(f"block_table has room for {table.shape[1] * page_size} tokens a row, got {lengths.tolist()}")
-    used = np.arange(table.shape[1]) < -(-lengths[:, None] // page_size)
-    if (table[used] < 0).any() or (table[used] >= n_pages).any():
-        raise ValueError(f"block_table must name pages 0 to {n_pages - 1}, got {table.tolist()}")
+    if (lengths > table.shape[1] * pages.shape[1]).any():
+        raise ValueError(f"block_table has room for {table.shape[1] * pages.shape[1]} tokens a row, got {lengths.tolist()}")
+    used = used_entries(table, lengths, *pages.shape[:2])
     rows = pages[np.where(used, table, 0).astype(np.int64)]             # (batch, columns, page_size, heads, d_head)
-    rows = rows.reshape(len(rows), rows.shape[1] * page_size, *rows.shape[3:]).swapaxes(1, 2)
+    rows = rows.reshape(len(rows), rows.shape[1] * rows.shape[2], *rows.shape[3:]).swapaxes(1, 2)
     return rows.contiguous() if hasattr(rows, "contiguous") else np.ascontiguousarray(rows)
 
 def check_paged_arguments(q, k_pages, v_pages, table, lengths):
@@ -631,11 +635,8 @@ def check_paged_arguments(q, k_pages, v_pages, table, lengths):
                          f"{tuple(q.shape[1:])}, got shape {tuple(k_pages.shape)}")
     if table.ndim != 2 or len(q.shape) == 3 and len(table) != len(q):
         raise ValueError(f"block_table must be ({len(q)}, columns), got shape {table.shape}")
-    n_pages, page_size = k_pages.shape[:2]
-    check_decode_arguments(q, k_pages, v_pages, lengths, table.shape[1] * page_size)
-    used = np.arange(table.shape[1]) < -(-whole_numbers("lengths", lengths)[:, None] // page_size)
-    if (table[used] < 0).any() or (table[used] >= n_pages).any():
-        raise ValueError(f"block_table must name pages 0 to {n_pages - 1}, got {table.tolist()}")
+    check_decode_arguments(q, k_pages, v_pages, lengths, table.shape[1] * k_pages.shape[1])
+    used_entries(table, whole_numbers("lengths", lengths), *k_pages.shape[:2])
 
 def gather_both(q, k_pages, v_pages, block_table, lengths):
     """gather_pages of keys and of values; ValueError unless they fit together and q."""
@@ -795,34 +796,34 @@ class SinkKVCache:
         self.moved[self.n_sinks:] += 1
 
 
-def keep_window(weights, budget):
-    """The `budget` most recent keys. weights (..., n_queries, n_keys); returns boolean (..., n_keys), True = kept."""
-    check_budget(weights, budget)
-    recency = np.arange(weights.shape[-1], dtype=float)
-    return mark_largest(np.broadcast_to(recency, weights[..., 0, :].shape), budget)
-
 def keep_sinks(weights, budget, n_sinks=4):
-    """The first n_sinks keys and the most recent ones, as StreamingLLM (arXiv 2309.17453). Shapes as keep_window."""
+    """The first n_sinks keys and the most recent ones, as StreamingLLM (arXiv 2309.17453).
+
+    weights (..., n_queries, n_keys); returns boolean (..., n_keys), True = kept.
+    """
     check_budget(weights, budget)
     scores = np.arange(weights.shape[-1], dtype=float)
     scores[:n_sinks] = np.inf
     return mark_largest(np.broadcast_to(scores, weights[..., 0, :].shape), budget)
 
-def keep_random(weights, budget, seed=0):
-    """Any `budget` keys, drawn for each row: what a policy has to beat. Shapes as keep_window."""
-    check_budget(weights, budget)
-    return mark_largest(np.random.default_rng(seed).random(weights[..., 0, :].shape), budget)
+def keep_window(weights, budget):
+    """The `budget` most recent keys. Shapes as keep_sinks."""
+    return keep_sinks(weights, budget, n_sinks=0)
 
 def random_with_sinks(weights, budget, seed=0, n_sinks=4):
-    """The first n_sinks keys and any others: the control of a policy that keeps the sink. Shapes as keep_window."""
+    """The first n_sinks keys and any others: the control of a policy that keeps the sink. Shapes as keep_sinks."""
     check_budget(weights, budget)
     scores = np.random.default_rng(seed).random(weights[..., 0, :].shape)
     scores[..., :n_sinks] = np.inf
     return mark_largest(scores, budget)
 
+def keep_random(weights, budget, seed=0):
+    """Any `budget` keys, drawn for each row: what a policy has to beat. Shapes as keep_sinks."""
+    return random_with_sinks(weights, budget, seed, n_sinks=0)
+
 
 def keep_voted(weights, budget, n_voters=8, width=1):
-    """The keys that the last n_voters queries looked at most, and those of the voters. Shapes as keep_window.
+    """The keys that the last n_voters queries looked at most, and those of the voters. Shapes as keep_sinks.
 
     width: an odd number of neighbouring keys; each gets the largest vote among them.
     Source: Li et al. 2024 (SnapKV, arXiv 2404.14469).
@@ -853,19 +854,6 @@ def evict(cache, keep, room):
     smaller.update(*(t[:, :, :cache.length][kept].view(batch, n_heads, -1, d_head) for t in (cache.k, cache.v)))
     return smaller
 
-
-def round_to_levels(x, bits, per):
-    """x (..., n_tokens, d_head) rounded to 2**bits even levels between the extremes of each channel or token.
-
-    per "channel" or "token", else ValueError. Returns floats of x's shape.
-    """
-    if per not in ("channel", "token"):
-        raise ValueError(f'per must be "channel" or "token", got {per!r}')
-    axis = -2 if per == "channel" else -1
-    low, high = x.min(axis, keepdims=True), x.max(axis, keepdims=True)
-    step = (high - low) / (2**bits - 1)
-    safe = np.where(step == 0, 1, step)
-    return np.round((x - low) / safe) * step + low
 
 def quantize(x, bits, axis):
     """Round x to 2**bits levels between its minimum and maximum along `axis`. Returns codes, minimum and step.
@@ -981,14 +969,9 @@ def merge_kernel():
     return cuda.compile(MERGE_SPLITS)
 
 @functools.cache
-def decode_kernel():
+def split_kernel(source):
     """Compiled on first use."""
-    return cuda.compile(DECODE_SPLIT)
-
-@functools.cache
-def paged_kernel():
-    """Compiled on first use."""
-    return cuda.compile(PAGED_SPLIT)
+    return cuda.compile(source)
 
 def in_splits(kernel, q, k, v, lengths, scale, *where):
     """Run a kernel on all splits, then the merge. where: the arguments with which the kernel finds a key.
@@ -1020,7 +1003,7 @@ def decode_attention_cuda(q, k_cache, v_cache, lengths, scale=None):
     """
     check_cache_shape(q, k_cache)
     check_decode_arguments(q, k_cache, v_cache, lengths, k_cache.shape[2])
-    return in_splits(decode_kernel(), q, k_cache, v_cache, lengths, scale, k_cache.shape[2])
+    return in_splits(split_kernel(DECODE_SPLIT), q, k_cache, v_cache, lengths, scale, k_cache.shape[2])
 
 def paged_decode_attention_cuda(q, k_pages, v_pages, block_table, lengths, scale=None):
     """paged_decode_attention_numpy by two CUDA kernels: no page is copied. Same arguments, shapes and errors.
@@ -1030,7 +1013,7 @@ def paged_decode_attention_cuda(q, k_pages, v_pages, block_table, lengths, scale
     """
     table = whole_numbers("block_table", block_table).astype(np.int32)
     check_paged_arguments(q, k_pages, v_pages, table, lengths)
-    return in_splits(paged_kernel(), q, k_pages, v_pages, lengths, scale, table, table.shape[1], k_pages.shape[1])
+    return in_splits(split_kernel(PAGED_SPLIT), q, k_pages, v_pages, lengths, scale, table, table.shape[1], k_pages.shape[1])
 
 
 def random_cache(lengths, heads, capacity, d, seed=5):

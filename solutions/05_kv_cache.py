@@ -50,15 +50,15 @@
 #
 # | part or section | core minutes | more minutes |
 # |---|---|---|
-# | Part 1 · the question: 5.1, 5.2, exercise 5A | 36 | |
+# | Part 1 · the question: 5.1, 5.2, exercise 5A | 38 | |
 # | Part 2 · a cache at work: 5.3, 5.4, exercises 5B, 5C | 62 | |
 # | The bugs: 5.5, exercise 5D | 30 | |
 # | Part 3 · what it costs: 5.6 | 10 | |
-# | Part 4 · what it may forget: 5.7 to 5.10 | 22 | |
-# | Part 5 · CUDA: 5.11, 5.12, exercise 5E | 20 | |
-# | Another day: exercises 5F, 5G, 5H | | 60 |
+# | Part 4 · what it may forget: 5.7 to 5.10 | 20 | |
+# | Part 5 · CUDA: 5.11, 5.12 | 20 | |
+# | Another day: exercises 5E to 5H | | 70 |
 # | Going further: 5.13 to 5.22 | | 90 |
-# | **together** | **180** | **150** |
+# | **together** | **180** | **160** |
 
 # %% [markdown] tags=["teacher"]
 # **For the teacher: two times 50 minutes.** Run everything before class; part 4 needs the language model.
@@ -74,7 +74,7 @@
 # - *Board.* The table of three tokens: keys $\ln 1, \ln 2, \ln 3$, values 6, 3, 1, and what each token finds: 6, 4, 2.5.
 # - *Always works.* In 5.7 let the class choose a number of token 0 that is set to 0: nothing happens, until it is 507.
 # - *Checkpoint 1.* Three new tokens join five cached ones: how many keys does the first of the three see? (6.)
-#   *Checkpoint 2.* A batch twice as large: what is read twice as often, weights or caches? (Caches.)
+#   *Checkpoint 2.* A batch twice as large: twice as many bytes of what are read, weights or caches? (Caches.)
 # - *Skip first.* The waiting of 5.6 (3), then the ragged batch of 5.3 (3): both read well at home.
 # - *Questions that come.* Why are queries not kept? Nobody asks an old query again. Can an encoder have a cache? See 5.1.
 
@@ -134,8 +134,9 @@ if smollm:
           f"the same text: {torch.equal(again, text)}")
 
 # %% [markdown]
-# The same text for 18 readings. And in a longer one? A recorded run of the same model (one thread of a processor, `python -m
-# data.recorded.lecture_05`): another machine, or a busier one, has other numbers, and lines of the same shape.
+# The same text for 18 readings. And in a longer one? Nothing is timed here: the numbers are **recorded**, on one thread of a
+# processor, in two sessions, one of them on a machine that had other work to do (`python -m data.recorded.lecture_05` makes
+# your own). Another machine has other numbers, and lines of the same shape.
 
 # %% tags=["slide"]
 recorded = json.loads((data.FOLDER / "recorded" / "lecture_05.json").read_text())
@@ -299,8 +300,9 @@ print(f"Llama 3 70B with 64 heads: {cache_bytes(80, 64, 128, 1000, 8) / 1e9:.2f}
 # The arithmetic is right and the model is not: 64 heads *ask*, 8 are cached, 2.62 GB. Llama 2 7B needs more for a token than
 # Llama 3 70B.
 #
-# **Trap.** *"KV caching: memory savings through reuse."* It **spends** memory and saves computation. How much? PyTorch's own
-# counter agrees with `forward_flops` (Behind the scenes) to the operation, so it may go on where no computer would finish.
+# **Trap.** *"KV caching: memory savings through reuse."* It **spends** memory and saves computation. How much?
+# `forward_flops` (Behind the scenes) counts operations without doing them, so lengths may be larger than any computer would
+# finish. (A test compares it with PyTorch's own counter.)
 #
 # *Predict.* By which power of the length do the operations of a whole text grow, with a cache and without?
 
@@ -548,7 +550,7 @@ plotting.show("Three rows of five columns: positions 0 to 4; three free cells, t
 # |`temperature`, `top_k`, `rng`|go to `sample(logits, temperature, top_k, rng)`, logits `(batch, vocab_size)`, which returns the tokens `(batch,)`|
 # |`on_token`|if given: called with the tokens `(batch, 1)` of each step as they come|
 #
-# Returns `(batch, n + n_new)`. With caches each token but the last is read once.
+# Returns `(batch, n + n_new)`. With caches each token but the last is read once, the prompt in one call.
 #
 # <details><summary>Hint</summary>
 #
@@ -720,7 +722,7 @@ class Decoder:
 #
 # <details><summary>Hint</summary>
 #
-# Which pieces does a program read: one token, several, some after a rewind? What should the second text of a batch with
+# Which pieces does a program read: one token, several, fewer after a rewind than were forgotten? What should the second text of a batch with
 # padding find? After `reorder([1, 1])`, whose text does row 0 continue? Each time: what would `read_alone` say of the whole
 # text of that row?
 #
@@ -782,7 +784,7 @@ if smollm:
 #
 # **Does the clock say what the operations say?** The slopes of the first figure, and those of `forward_flops` for the same
 # lengths (in sizes of SmolLM2). Then the same of a small model with two layers of width 64, where attention is most of the
-# work. All times are recorded ones: trust their slopes to a few tenths.
+# work. The times are the recorded ones of the beginning: trust their slopes to a few tenths.
 
 # %%
 small = recorded["small_model"]
@@ -1000,7 +1002,8 @@ if smollm:
     plotting.curves({name: np.mean(rows, axis=0) for name, rows in on_key.items()},
                     x=[10, 20, 50], xlabel="keys kept (percent)",
                     ylabel="loss on the pass key (nats)",
-                    title="Who looks at weights loses least of the pass key")
+                    title="Who looks at weights loses least of the pass key"
+                    ).set_ylim(top=8.5)
     plotting.show("Loss on the pass key against the share kept, six curves: window and "
                   "sinks with window stay high, H2O and SnapKV are lowest at every "
                   "share.")
@@ -1061,8 +1064,8 @@ if smollm:
 # ### 5.11 One query, many keys
 #
 # **What does a kernel with one query wait for?** In float32 a key and a value of $d$ numbers each are $8d$ bytes, read for
-# $4d$ operations: half an operation a byte, where an H100 needs 20. So the bytes decide: each key once, no matter what. But a
-# model with 8 key heads has, for one user, 8 queries' worth of keys: with a block of threads for each row, 8 blocks for 132 multiprocessors.
+# $4d$ operations: half an operation a byte, where an H100 needs 20. So the bytes decide: each key once, no matter what. But
+# one user of a model with 8 key heads has 8 rows of keys: a block of threads for each row makes 8 blocks, for 132 multiprocessors.
 #
 # Let several blocks share the keys of a row: *Flash-Decoding* (Dao et al. 2023). Can a softmax be put together from parts? A
 # split hands over its output and its log-sum-exp $\ell$, and its share is $e^{\ell}$ over the sum of them all. *Predict.* Keys
@@ -1090,14 +1093,15 @@ plotting.show("Share of multiprocessors with a block against rows: one block a r
               "rows on.")
 needed = 3.35e12 * 700e-9 / 132  # bytes in flight, at a latency of some 700 ns
 waiting = 4 * 32 * 16  # four warps, each lane waits for 16 bytes
-print(f"8 rows: {8 * n_splits / 132:.1f} warps each; bytes under way {waiting:,}, "
-      f"for full bandwidth {needed:,.0f}: {needed / waiting:.0f} times as many")
+print(f"8 rows: {8 * n_splits / 132:.1f} warps a processor, {waiting:,} bytes under "
+      f"way; full bandwidth: {needed:,.0f}, {needed / waiting:.0f} times as many")
 
 # %% [markdown]
 # One half each, and 2.5 again. Splits occupy the multiprocessors; they do not yet fill the memory's pipe. By Little's
 # law (bytes under way = bandwidth times latency) such a kernel has far too few loads in flight; real ones load several tiles
-# ahead. Here is the part that matters: a warp works on a split of 128 keys, 32 at a time, with the
-# online softmax of lecture 06. It does not know *where* key $j$ lies. It asks `address`.
+# ahead. Here is the part that matters: a warp works on a split of 128 keys, 32 at a time. It keeps the largest score so far,
+# and makes its sums smaller when a larger one comes (the *online softmax* of lecture 06). It does not know *where* key $j$ lies.
+# It asks `address`.
 
 # %% tags=["export"]
 ATTEND_SPLIT = r"""
@@ -1835,7 +1839,6 @@ for bits in (8, 4, 2):
 import functools
 import itertools
 
-import matplotlib.pyplot as plt
 from attention.multi_head import masked_softmax
 from attention.rotary import apply_rope_torch
 from torch.nn import functional as F
@@ -2079,6 +2082,13 @@ def decode_attention_torch(q, k_cache, v_cache, lengths, scale=None):
     return cuda.like(torch.einsum("bhn,bhnd->bhd", weights, v), q)
 
 # %% tags=["export", "plumbing"]
+def used_entries(table, lengths, n_pages, page_size):
+    """Where a block table names a page that its row needs, boolean. ValueError for a page that does not exist."""
+    used = np.arange(table.shape[1]) < -(-lengths[:, None] // page_size)
+    if (table[used] < 0).any() or (table[used] >= n_pages).any():
+        raise ValueError(f"block_table must name pages 0 to {n_pages - 1}, got {table.tolist()}")
+    return used
+
 def gather_pages(pages, block_table, lengths):
     """The rows of a paged cache, contiguous: (batch, heads, table columns * page_size, d_head). Arrays and tensors.
 
@@ -2090,14 +2100,11 @@ def gather_pages(pages, block_table, lengths):
         raise ValueError(f"block_table must be ({len(lengths)}, columns), got shape {table.shape}")
     if len(pages.shape) != 4:
         raise ValueError(f"pages must be (n_pages, page_size, heads, d_head), got shape {tuple(pages.shape)}")
-    n_pages, page_size = pages.shape[:2]
-    if (lengths > table.shape[1] * page_size).any():
-        raise ValueError(f"block_table has room for {table.shape[1] * page_size} tokens a row, got {lengths.tolist()}")
-    used = np.arange(table.shape[1]) < -(-lengths[:, None] // page_size)
-    if (table[used] < 0).any() or (table[used] >= n_pages).any():
-        raise ValueError(f"block_table must name pages 0 to {n_pages - 1}, got {table.tolist()}")
+    if (lengths > table.shape[1] * pages.shape[1]).any():
+        raise ValueError(f"block_table has room for {table.shape[1] * pages.shape[1]} tokens a row, got {lengths.tolist()}")
+    used = used_entries(table, lengths, *pages.shape[:2])
     rows = pages[np.where(used, table, 0).astype(np.int64)]             # (batch, columns, page_size, heads, d_head)
-    rows = rows.reshape(len(rows), rows.shape[1] * page_size, *rows.shape[3:]).swapaxes(1, 2)
+    rows = rows.reshape(len(rows), rows.shape[1] * rows.shape[2], *rows.shape[3:]).swapaxes(1, 2)
     return rows.contiguous() if hasattr(rows, "contiguous") else np.ascontiguousarray(rows)
 
 def check_paged_arguments(q, k_pages, v_pages, table, lengths):
@@ -2108,11 +2115,8 @@ def check_paged_arguments(q, k_pages, v_pages, table, lengths):
                          f"{tuple(q.shape[1:])}, got shape {tuple(k_pages.shape)}")
     if table.ndim != 2 or len(q.shape) == 3 and len(table) != len(q):
         raise ValueError(f"block_table must be ({len(q)}, columns), got shape {table.shape}")
-    n_pages, page_size = k_pages.shape[:2]
-    check_decode_arguments(q, k_pages, v_pages, lengths, table.shape[1] * page_size)
-    used = np.arange(table.shape[1]) < -(-whole_numbers("lengths", lengths)[:, None] // page_size)
-    if (table[used] < 0).any() or (table[used] >= n_pages).any():
-        raise ValueError(f"block_table must name pages 0 to {n_pages - 1}, got {table.tolist()}")
+    check_decode_arguments(q, k_pages, v_pages, lengths, table.shape[1] * k_pages.shape[1])
+    used_entries(table, whole_numbers("lengths", lengths), *k_pages.shape[:2])
 
 def gather_both(q, k_pages, v_pages, block_table, lengths):
     """gather_pages of keys and of values; ValueError unless they fit together and q."""
@@ -2281,34 +2285,34 @@ class SinkKVCache:
 # **Policies**, and a cache of what they keep.
 
 # %% tags=["export", "plumbing"]
-def keep_window(weights, budget):
-    """The `budget` most recent keys. weights (..., n_queries, n_keys); returns boolean (..., n_keys), True = kept."""
-    check_budget(weights, budget)
-    recency = np.arange(weights.shape[-1], dtype=float)
-    return mark_largest(np.broadcast_to(recency, weights[..., 0, :].shape), budget)
-
 def keep_sinks(weights, budget, n_sinks=4):
-    """The first n_sinks keys and the most recent ones, as StreamingLLM (arXiv 2309.17453). Shapes as keep_window."""
+    """The first n_sinks keys and the most recent ones, as StreamingLLM (arXiv 2309.17453).
+
+    weights (..., n_queries, n_keys); returns boolean (..., n_keys), True = kept.
+    """
     check_budget(weights, budget)
     scores = np.arange(weights.shape[-1], dtype=float)
     scores[:n_sinks] = np.inf
     return mark_largest(np.broadcast_to(scores, weights[..., 0, :].shape), budget)
 
-def keep_random(weights, budget, seed=0):
-    """Any `budget` keys, drawn for each row: what a policy has to beat. Shapes as keep_window."""
-    check_budget(weights, budget)
-    return mark_largest(np.random.default_rng(seed).random(weights[..., 0, :].shape), budget)
+def keep_window(weights, budget):
+    """The `budget` most recent keys. Shapes as keep_sinks."""
+    return keep_sinks(weights, budget, n_sinks=0)
 
 def random_with_sinks(weights, budget, seed=0, n_sinks=4):
-    """The first n_sinks keys and any others: the control of a policy that keeps the sink. Shapes as keep_window."""
+    """The first n_sinks keys and any others: the control of a policy that keeps the sink. Shapes as keep_sinks."""
     check_budget(weights, budget)
     scores = np.random.default_rng(seed).random(weights[..., 0, :].shape)
     scores[..., :n_sinks] = np.inf
     return mark_largest(scores, budget)
 
+def keep_random(weights, budget, seed=0):
+    """Any `budget` keys, drawn for each row: what a policy has to beat. Shapes as keep_sinks."""
+    return random_with_sinks(weights, budget, seed, n_sinks=0)
+
 # %% tags=["export", "plumbing"]
 def keep_voted(weights, budget, n_voters=8, width=1):
-    """The keys that the last n_voters queries looked at most, and those of the voters. Shapes as keep_window.
+    """The keys that the last n_voters queries looked at most, and those of the voters. Shapes as keep_sinks.
 
     width: an odd number of neighbouring keys; each gets the largest vote among them.
     Source: Li et al. 2024 (SnapKV, arXiv 2404.14469).
@@ -2343,19 +2347,6 @@ def evict(cache, keep, room):
 # **Fewer bits.**
 
 # %% tags=["export", "plumbing"]
-def round_to_levels(x, bits, per):
-    """x (..., n_tokens, d_head) rounded to 2**bits even levels between the extremes of each channel or token.
-
-    per "channel" or "token", else ValueError. Returns floats of x's shape.
-    """
-    if per not in ("channel", "token"):
-        raise ValueError(f'per must be "channel" or "token", got {per!r}')
-    axis = -2 if per == "channel" else -1
-    low, high = x.min(axis, keepdims=True), x.max(axis, keepdims=True)
-    step = (high - low) / (2**bits - 1)
-    safe = np.where(step == 0, 1, step)
-    return np.round((x - low) / safe) * step + low
-
 def quantize(x, bits, axis):
     """Round x to 2**bits levels between its minimum and maximum along `axis`. Returns codes, minimum and step.
 
@@ -2474,14 +2465,9 @@ def merge_kernel():
     return cuda.compile(MERGE_SPLITS)
 
 @functools.cache
-def decode_kernel():
+def split_kernel(source):
     """Compiled on first use."""
-    return cuda.compile(DECODE_SPLIT)
-
-@functools.cache
-def paged_kernel():
-    """Compiled on first use."""
-    return cuda.compile(PAGED_SPLIT)
+    return cuda.compile(source)
 
 def in_splits(kernel, q, k, v, lengths, scale, *where):
     """Run a kernel on all splits, then the merge. where: the arguments with which the kernel finds a key.
@@ -2513,7 +2499,7 @@ def decode_attention_cuda(q, k_cache, v_cache, lengths, scale=None):
     """
     check_cache_shape(q, k_cache)
     check_decode_arguments(q, k_cache, v_cache, lengths, k_cache.shape[2])
-    return in_splits(decode_kernel(), q, k_cache, v_cache, lengths, scale, k_cache.shape[2])
+    return in_splits(split_kernel(DECODE_SPLIT), q, k_cache, v_cache, lengths, scale, k_cache.shape[2])
 
 def paged_decode_attention_cuda(q, k_pages, v_pages, block_table, lengths, scale=None):
     """paged_decode_attention_numpy by two CUDA kernels: no page is copied. Same arguments, shapes and errors.
@@ -2523,7 +2509,7 @@ def paged_decode_attention_cuda(q, k_pages, v_pages, block_table, lengths, scale
     """
     table = whole_numbers("block_table", block_table).astype(np.int32)
     check_paged_arguments(q, k_pages, v_pages, table, lengths)
-    return in_splits(paged_kernel(), q, k_pages, v_pages, lengths, scale, table, table.shape[1], k_pages.shape[1])
+    return in_splits(split_kernel(PAGED_SPLIT), q, k_pages, v_pages, lengths, scale, table, table.shape[1], k_pages.shape[1])
 
 # %% tags=["export", "plumbing"]
 def random_cache(lengths, heads, capacity, d, seed=5):

@@ -63,6 +63,8 @@ def module(make_module, make, values, copy, args, kwargs, with_gradients, of_par
     if earlier:
         built(*earlier)
     result = built(*given, **kwargs)
+    if isinstance(result, Named):  # an exercise's own module, which names its parts
+        return result
     parts = result if isinstance(result, tuple) else (result,)
     out = Named({f"output {i}" if len(parts) > 1 else "output": part for i, part in enumerate(parts)})
     if with_gradients:

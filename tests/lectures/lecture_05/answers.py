@@ -7,9 +7,10 @@ import numpy as np
 from tests.lectures.collect import collect
 from tests.lectures.lecture_05 import answers_kernels as kernels_05
 from tests.lectures.lecture_05 import answers_memory as memory_05
+from tests.lectures.lecture_05 import answers_testing as testing_05
 from tests.lectures.lecture_05 import answers_torch as torch_05
 
-RIGHT, WRONG, right, wrong = collect(kernels_05, memory_05, torch_05)
+RIGHT, WRONG, right, wrong = collect(kernels_05, memory_05, torch_05, testing_05)
 
 
 # --- 5A --------------------------------------------------------------------------------------------------------------
@@ -64,6 +65,28 @@ def step_unscaled(x, keys, values, w_q, w_k, w_v):
 @wrong("5A", "the tuple (out, keys, values)")
 def step_only_out(x, keys, values, w_q, w_k, w_v):
     return step_by_a_mask(x, keys, values, w_q, w_k, w_v)[0]
+
+
+@wrong("5A", "in another order: return (out, keys, values)")
+def step_cache_first(x, keys, values, w_q, w_k, w_v):
+    out, keys, values = step_by_a_mask(x, keys, values, w_q, w_k, w_v)
+    return keys, values, out
+
+
+@wrong("5A", "Only the last new token looks")
+def step_of_the_last_token(x, keys, values, w_q, w_k, w_v):
+    out, keys, values = step_by_a_mask(x, keys, values, w_q, w_k, w_v)
+    return out[-1:], keys, values
+
+
+@wrong("5A", "by the width of a key, not of x")
+def step_scaled_by_the_model(x, keys, values, w_q, w_k, w_v):
+    return step_by_a_mask(x, keys, values, w_q * np.sqrt(w_q.shape[1] / w_q.shape[0]), w_k, w_v)
+
+
+@wrong("5A", "by the width of a key, not of a value")
+def step_scaled_by_the_value(x, keys, values, w_q, w_k, w_v):
+    return step_by_a_mask(x, keys, values, w_q * np.sqrt(w_q.shape[1] / w_v.shape[1]), w_k, w_v)
 
 
 # --- 5F --------------------------------------------------------------------------------------------------------------

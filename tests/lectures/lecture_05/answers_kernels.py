@@ -95,6 +95,12 @@ READ_THEN_ASKED = change(
     ("      double lse = lses[at];\n", "      double lse = lses[at];\n      float value = outs[at * d + c];\n      out[(size_t)blockIdx.x * d + c] = value;\n"),
     ("weight * outs[at * d + c]", "weight * value"),
 )  # fmt: skip
+STEPS_OF_33 = change(
+    NORMALISED_FIRST,
+    ("s += 32) top = fmaxf", "s += 33) top = fmaxf"),
+)
+ALL_LANES_WRITE_ALL = change(ONLINE, ("int c = threadIdx.x; c < d; c += 32", "int c = 0; c < d; ++c"))
+SUM_OF_AT_LEAST_ONE = change(NORMALISED_FIRST, ("share[s] /= empty ? 1.0f : total", "share[s] /= fmaxf(total, 1.0f)"))
 
 THIRTEEN_LANES = change(
     ONLINE, ("int c = threadIdx.x; c < d; c += 32", "int c = threadIdx.x; c < d && threadIdx.x < 13; c += 13")
@@ -189,6 +195,9 @@ WRONG = {
         (NOT_AWAITED, "__syncwarp() between the two"),
         (IDLE_LANES_RETURN, "need all 32 lanes"),
         (LANE_ZERO_ALONE, "brings 32 columns of a split"),
+        (STEPS_OF_33, "let the search for it start at -INFINITY"),
+        (ALL_LANES_WRITE_ALL, "Each number of out is written by one lane"),
+        (SUM_OF_AT_LEAST_ONE, "divide by any sum but 0"),
         (THIRTEEN_LANES, "brings 32 columns of a split"),
         (FIRST_ROUND_DECIDES, "let the search for it start at -INFINITY"),
         (LANE_A_SPLIT, "Lane l reads columns l, l + 32"),

@@ -62,6 +62,10 @@ def heavy_of_the_rows(weights, budget, fair=False):
     return heavy_in_two_steps(weights.swapaxes(-1, -2), budget, fair)
 
 
+def heavy_always_fair(weights, budget, fair=False):
+    return heavy_in_two_steps(weights, budget, fair=True)
+
+
 # --- together --------------------------------------------------------------------------------------------------------
 
 RIGHT = {"5G": [heavy_in_two_steps, heavy_by_a_loop]}
@@ -71,6 +75,7 @@ WRONG = {
         (heavy_counted_twice, "counted twice"),
         (heavy_that_ignores_fair, "fair does not change"),
         (heavy_as_places, "expected"),
+        (heavy_always_fair, "Without fair, too"),
         (heavy_from_zero_recent, "NO"),
         (heavy_of_the_rows, "NO"),
     ]

@@ -6,11 +6,13 @@ import torch
 from torch import nn
 
 from utils.exercises.arrays import draw
+from utils.judge.drivers import Named
 from utils.judge.module import ModuleExercise, ModuleTrial
 from utils.judge.result import NotAttempted
 from utils.judge.stub import is_python_stub
 
 MODULE = "kv_cache"
+PARTS = "keys", "values", "length after each step", "lies in self.k and self.v"
 
 
 def steps_of(cache_class):
@@ -28,8 +30,8 @@ def steps_of(cache_class):
         def forward(self, k, v, steps):
             """steps: ("update", n), the next n of the tokens; ("rewind", length); ("reorder", rows).
 
-            Returns what all updates returned, one after the other, flat where there were several; the length after each step;
-            and whether the keys and values that came back lie in the memory that was there.
+            Returns, under the names of PARTS, what all updates returned, one after the other, flat where there were several; the
+            length after each step; and whether the keys and values that came back lie in the memory that was there.
             """
             keys, values, lengths, in_place, read = [], [], [], [], 0
             for name, what in steps:
@@ -47,7 +49,8 @@ def steps_of(cache_class):
                 lengths.append(self.cache.length)
             if len(keys) > 1:
                 keys, values = ([part.flatten() for part in parts] for parts in (keys, values))
-            return torch.cat(keys), torch.cat(values), torch.tensor(lengths), torch.tensor(in_place)
+            parts = torch.cat(keys), torch.cat(values), torch.tensor(lengths), torch.tensor(in_place)
+            return Named(zip(PARTS, parts))
 
     return Steps
 
@@ -143,7 +146,7 @@ def _(ask, rng):
 
 @KVCache.property(
     "after a rewind the forgotten tokens are gone, and new ones take their places",
-    hint="After a rewind, how long is what update returns, and where does it write?",
+    hint="After a rewind, how long is what update returns, where does it write, and is all the memory still there?",
 )
 def _(ask, rng):
     ask(*tokens(rng, 8), [("update", 5), ("rewind", 2), ("update", 1), ("update", 2)])
@@ -152,7 +155,7 @@ def _(ask, rng):
 
 @KVCache.property(
     "reorder: each row continues what row rows[i] was, twice where it is wanted twice",
-    hint="Do keys and values both change rows? What if row 0 is overwritten before row 1 asks for it?",
+    hint="Do keys and values both change rows, and does the length stay? What if row 0 is overwritten before row 1 asks for it?",
 )
 def _(ask, rng):
     make = SIZES | {"batch": 3}
@@ -209,6 +212,21 @@ class _(Usual):
         ]
 
 
+@KVCache.mistake("A rewind goes back *to* a length, not *by* one.")
+class _(Usual):
+    def rewind(self, length):
+        self.length -= length
+
+
+@KVCache.mistake("The length grows by one, however many tokens come.")
+class _(Usual):
+    def update(self, k, v):
+        begin, end = self.length, self.length + k.shape[2]
+        self.write(k, v, begin, end)
+        self.length += 1
+        return self.k[:, :, :end], self.v[:, :, :end]
+
+
 @KVCache.mistake("The whole memory comes back, with what was never written: return the first `length` tokens.")
 class _(Usual):
     def found(self):
@@ -242,7 +260,8 @@ class _(Usual):
 
 
 @KVCache.mistake(
-    "What comes back does not lie in the memory that was taken: torch.cat and clone copy all that is there; write, and slice."
+    "What comes back does not lie in the memory that was taken: hand back slices of self.k and self.v, "
+    "neither k and v, nor what torch.cat or clone make."
 )
 class _(Usual):
     def update(self, k, v):
@@ -253,7 +272,8 @@ class _(Usual):
 
 
 @KVCache.mistake(
-    "What comes back does not lie in the memory that was taken: torch.cat and clone copy all that is there; write, and slice."
+    "What comes back does not lie in the memory that was taken: hand back slices of self.k and self.v, "
+    "neither k and v, nor what torch.cat or clone make."
 )
 class _(Usual):
     def found(self):

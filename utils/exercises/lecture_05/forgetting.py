@@ -183,6 +183,9 @@ for message, change in {
             weights.sum(-1)[..., :1], weights.shape[:-2] + weights.shape[-1:]
         )
     },
+    "Without fair, too, the scores are the fair ones: there a key's score is the sum of its column.": {
+        "scores": lambda weights, fair: usual_scores(weights, True)
+    },
     "The largest single weight decides: it is the sum over all queries.": {
         "scores": lambda weights, fair: weights.max(-2) if not fair else usual_scores(weights, fair)
     },

@@ -30,17 +30,20 @@ class Growing:
 class Reader:
     """A model whose next token is a sum over all tokens, each times its place: what is left out or read twice changes it.
 
-    most: the tokens of a row that it may be given in all; told: what on_token was told so far, added to the sum.
+    most, calls: the tokens of a row that it may be given in all, and in how many calls; told: what on_token was told so
+    far, added to the sum.
     """
 
-    def __init__(self, vocab_size=11, most=None, told=None):
+    def __init__(self, vocab_size=11, most=None, calls=None, told=None):
         self.config = SimpleNamespace(n_layers=1, vocab_size=vocab_size)
-        self.most, self.told, self.read = most, told, 0
+        self.most, self.calls, self.told, self.read, self.called = most, calls, told, 0, 0
 
     def __call__(self, ids, caches=None):
-        self.read += ids.shape[1]
+        self.read, self.called = self.read + ids.shape[1], self.called + 1
         if self.most is not None and self.read > self.most:
-            raise ValueError(f"the model was given more than {self.most} tokens of a row, which it needs")
+            raise ValueError(f"the model was given {self.read} tokens of a row so far, where {self.most} are enough")
+        if self.calls is not None and self.called > self.calls:
+            raise ValueError(f"the model was called {self.called} times, where {self.calls} are enough")
         old = caches[0].length if caches else 0
         marks = ((ids + 1) * (torch.arange(old, old + ids.shape[1]) + 2)).double()[:, None, :, None]
         marks = marks if caches is None else caches[0].update(marks, marks)[0]
@@ -132,10 +135,10 @@ def _(ask, rng):
 
 @generate.property(
     "with caches each token is read once, and the last one not at all",
-    hint="How many tokens does the model get in the first step, and how many in each later one?",
+    hint="How many tokens does the model get in the first call, how many in each later one, and is there a call too many?",
 )
 def _(ask, rng):
-    ask(Reader(most=4 + 5), prompt(rng, 1, 4), 6, [Growing()])
+    ask(Reader(most=4 + 5, calls=6), prompt(rng, 1, 4), 6, [Growing()])
 
 
 @generate.property(
@@ -184,7 +187,8 @@ generate.mistakes_of(
         "All tokens may be drawn: sample takes top_k.": {"draw": sampled(top_k=None)},
         "The random numbers begin again at each step: the generator is made once.": {"fresh": True},
         "Only the new tokens come back: return the prompt with them.": {"kept": False},
-        "on_token was never called.": {"tell": False},
+        "on_token did not hear each token as it came: call it once in each step.": {"tell": False},
+        "sample gets a temperature of 1: pass on the one that was given.": {"draw": sampled(temperature=1.0)},
     },
 )
 
@@ -197,3 +201,26 @@ def _(model, ids, n_new, caches=None, temperature=0.0, top_k=None, seed=0, on_to
 @generate.mistake("The caches are not used: pass them to the model.")
 def _(model, ids, n_new, caches=None, temperature=0.0, top_k=None, seed=0, on_token=None):
     return write(model, ids, n_new, None, temperature, top_k, seed, on_token)
+
+
+@generate.mistake("There is one token too many: n_new tokens are written.")
+def _(model, ids, n_new, caches=None, temperature=0.0, top_k=None, seed=0, on_token=None):
+    return write(model, ids, n_new + 1, caches, temperature, top_k, seed, on_token)
+
+
+@generate.mistake("The last token is read, too: nobody asks what comes after it.")
+def _(model, ids, n_new, caches=None, temperature=0.0, top_k=None, seed=0, on_token=None):
+    text = write(model, ids, n_new, caches, temperature, top_k, seed, on_token)
+    if caches is not None:
+        model(text[:, -1:], caches=caches)
+    return text
+
+
+@generate.mistake("The prompt goes in token by token: all of it is known, so it goes in at once.")
+def _(model, ids, n_new, caches=None, temperature=0.0, top_k=None, seed=0, on_token=None):
+    if caches is not None and n_new:
+        for token in ids[:, :-1].split(1, dim=1):
+            model(token, caches=caches)
+        found = write(model, ids[:, -1:], n_new, caches, temperature, top_k, seed, on_token)
+        return torch.cat([ids[:, :-1], found], dim=1)
+    return write(model, ids, n_new, caches, temperature, top_k, seed, on_token)

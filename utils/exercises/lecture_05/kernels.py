@@ -33,7 +33,8 @@ merge_splits = KernelExercise(
         "shuffle": EVERY_LANE,
         "deadlock": EVERY_LANE,
         "barrier": EVERY_LANE,
-        "race": "A lane that reads what others put into share[] has to wait for them: __syncwarp() between the two.",
+        "race": "Each number of out is written by one lane. And who reads what others put into share[] has to wait for them: "
+        "__syncwarp() between the two.",
         "out of bounds": "share[] and lses have n_splits numbers for a row, outs n_splits * d, out d. The row is blockIdx.x.",
         "unwritten shared memory": "share[s] is read before a lane has written it: every s below n_splits needs a lane.",
     },
@@ -68,7 +69,7 @@ def partials(rng, rows, n_splits, d):
 @merge_splits.property(
     "each split counts by its share of the sum",
     hint="The share of split s is exp(lses[s]) divided by the sum over all splits: not one in n_splits, and not undivided. "
-    "Use what warp_max and warp_sum return: a lane alone knows only its own splits.",
+    "Its output begins at s * d. Use what warp_max and warp_sum return: a lane alone knows only its own splits.",
 )
 def _(source, rng):
     run_merge(source, np.float32([[[1, 2], [5, 6]]]), np.log([[1.0, 3.0]]))
@@ -100,18 +101,21 @@ def _(source, rng):
 def _(source, rng):
     outs, _ = partials(rng, 3, 3, 2)
     run_merge(source, outs, np.array([[1e4, 1e4 - 1, 0], [-1e4, -1e4 + 1, -1e4], [1e4, -1e4, 1e4]]))
-    late = np.zeros((2, 3 * WARP))  # the largest in the third round of the loop
-    late[0, -1], late[1, WARP + 1] = 200, 200
-    run_merge(source, singles(rng, 2, 3 * WARP, 3), late)
+    places = np.array([3 * WARP - 1, 2 * WARP, WARP + 1, WARP, WARP - 1])  # of the largest: in any round of the loop
+    late = np.where(np.arange(3 * WARP) == places[:, None], 200.0, 0.0)
+    run_merge(source, singles(rng, len(places), 3 * WARP, 3), late)
 
 
 @merge_splits.property(
     "large log-sum-exps keep their small differences",
-    hint="lses holds doubles: subtract before you round. A float of the size of 1e6 has steps of 1/16.",
+    hint="lses holds doubles: subtract before you round. A float of the size of 1e6 has steps of 1/16. So the sum of all shares "
+    "may be less than 1: divide by any sum but 0.",
 )
 def _(source, rng):
     outs, _ = partials(rng, 2, 2, 3)
     run_merge(source, outs, np.array([[1e6], [-1e6]]) + np.log([[128.0, 16.0]]))
+    alone = np.array([[1e6], [1e6]]) + [[0.04], [0.02]]  # a float would be above the first, and below the second
+    run_merge(source, outs[:, :1].copy(), alone)
 
 
 @merge_splits.property(

@@ -144,3 +144,25 @@ def _(x, keys, values, w_q, w_k, w_v):
 @cached_step.mistake("The scale is missing: divide the scores by the square root of d_head.")
 def _(x, keys, values, w_q, w_k, w_v):
     return step_with(x, keys, values, w_q, w_k, w_v, scale=1.0)
+
+
+@cached_step.mistake("The scale is 1/sqrt(d_head), by the width of a key, not of x.")
+def _(x, keys, values, w_q, w_k, w_v):
+    return step_with(x, keys, values, w_q, w_k, w_v, scale=1 / math.sqrt(x.shape[1]))
+
+
+@cached_step.mistake("The scale is 1/sqrt(d_head), by the width of a key, not of a value.")
+def _(x, keys, values, w_q, w_k, w_v):
+    return step_with(x, keys, values, w_q, w_k, w_v, scale=1 / math.sqrt(w_v.shape[1]))
+
+
+@cached_step.mistake("Only the last new token looks: out has a row for each new token.")
+def _(x, keys, values, w_q, w_k, w_v):
+    out, keys, values = step_with(x, keys, values, w_q, w_k, w_v)
+    return out[-1:], keys, values
+
+
+@cached_step.mistake("The right three, in another order: return (out, keys, values).")
+def _(x, keys, values, w_q, w_k, w_v):
+    out, keys, values = step_with(x, keys, values, w_q, w_k, w_v)
+    return keys, values, out
