@@ -1726,8 +1726,8 @@ if smollm:
         start = smollm.encode(opening)
         totals = {width: beam_search(writer, start, 12, width, new_caches(
             smollm, width, start.shape[1] + 12))[1][0] for width in (1, 4)}
-        print(f"{opening!r}: log probability greedy {totals[1]:.2f}, "
-              f"best of four beams {totals[4]:.2f}")
+        print(f"{opening!r}: log probability greedy {totals[1]:.1f}, "
+              f"best of four beams {totals[4]:.1f}")
 
 # %% [markdown]
 # Not always: the greedy text may be crowded out by beginnings that end badly.
