@@ -10,16 +10,12 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
 
 import psutil
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
-from tests.teaching import classroom
 from utils.paths import ROOT
 
 CONFIG = ROOT / "utils" / "teaching" / "hub" / "jupyterhub_config.py"
@@ -134,36 +130,3 @@ def _free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-async def _whole_lecture(hub, names):
-    await hub.ready()
-    learners = await asyncio.gather(*(hub.enter(name) for name in names))
-    idle = [learner.memory() for learner in learners]
-    most = [0] * len(learners)
-
-    async def work(index, learner):
-        for cell in await learner.open():
-            said = await learner.run(cell["source"])
-            most[index] = max(most[index], learner.memory())
-            if said.endswith(("Error", "Interrupt")):
-                print(f"{learner.name}: {said[-200:]}")
-
-    await asyncio.gather(*(work(index, learner) for index, learner in enumerate(learners)))
-    return idle, most
-
-
-def main(count):
-    """Let `count` learners run lecture 01 at once."""
-    with tempfile.TemporaryDirectory(prefix="course-hub-") as folder:
-        hub, began = Hub(Path(folder).resolve(), classroom.python()), time.monotonic()
-        try:
-            idle, most = asyncio.run(_whole_lecture(hub, [f"learner{number}" for number in range(count)]))
-        finally:
-            hub.stop()
-    print(f"{count} learners, {time.monotonic() - began:.0f} s. MB for each, server: {max(idle) / 1e6:.0f}", end="")
-    print(f", at most with the lecture: {max(most) / 1e6:.0f}; all together at most {sum(most) / 1e6:.0f}")
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
