@@ -30,7 +30,7 @@ def rows_of_weights(rng, *shape):
     hint="On which side of the main diagonal is key i - 1, and how many queries have one?",
 )
 def _(ask, rng):
-    ask(np.diag([1.0, 0.0, 2.0, 5.0], -1), 4)  # whatever is taken for induction is 0
+    ask(np.diag([1.0, 0.0, 2.0, 5.0, 0.0, 4.0], -1), 4)  # whatever is taken for induction is 0
 
 
 @pattern_scores.property(
@@ -46,11 +46,11 @@ def _(ask, rng):
     hint="Which query has the first entry of your diagonal, and which the last?",
 )
 def _(ask, rng):
+    ask(rows_of_weights(rng, 6, 6), 3)
     for query in (2, 3, 4):
         weights = np.zeros((5, 5))
         weights[query, query - 2] = 1.0
         ask(weights, 3)
-    ask(rows_of_weights(rng, 6, 6), 3)
 
 
 @pattern_scores.property(
