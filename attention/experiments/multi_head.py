@@ -107,7 +107,7 @@ def explained(task, n_heads, seed):
     def loss(model, batch):
         return F.mse_loss(model(*batch[:4]), batch[4] + sign * batch[5])
 
-    training.fit(model, (lookups(rng) for _ in range(400)), loss, steps=400, lr=1e-2)
+    training.fit(model, (lookups(rng) for _ in range(300)), loss, steps=300, lr=1e-2)
     exam = lookups(np.random.default_rng(99), batch=2000)
     with torch.no_grad():
         return 1 - (loss(model, exam) / (exam[4] + sign * exam[5]).var()).item()
@@ -123,13 +123,13 @@ def repeated(seed, batch=32, vocab=32, seq_len=40):
 
 @functools.cache
 def exams():
-    """Three batches (64, 40) with their periods, and one with two whole rounds of 20."""
-    stream = repeated(seed=99, batch=64)
+    """Three batches (32, 40) with their periods, and one with two whole rounds of 20."""
+    stream = repeated(seed=99, batch=32)
     first = [next(stream) for _ in range(3)]
     return first, next(ids for ids, period in stream if period == 20)
 
 def two_rounds():
-    """64 sequences (64, 40) of two rounds of 20."""
+    """32 sequences (32, 40) of two rounds of 20."""
     return exams()[1]
 
 def guess_earlier():
@@ -160,7 +160,7 @@ class Run(NamedTuple):
     maps: list[np.ndarray]
 
 def train_repeats(n_layers, seed):
-    """Train a model of n_layers layers of four heads without feed-forward layers for 300 steps: a Run."""
+    """Train a model of n_layers layers of four heads without feed-forward layers for 200 steps: a Run."""
     config = TransformerConfig(vocab_size=32, d_model=48, n_heads=4, n_layers=n_layers, d_ff=0)
     model = training.initialise(TransformerLM(config, positions=DistanceBias(4)).double(), seed)
     seen = []
@@ -172,7 +172,7 @@ def train_repeats(n_layers, seed):
         seen.append((*second_round(model), attention_maps(model)))
         return seen[-1][0]
 
-    history = training.fit(model, repeated(seed), loss, steps=300, lr=6e-3, evaluate=evaluate, every=10)
+    history = training.fit(model, repeated(seed), loss, steps=200, lr=6e-3, evaluate=evaluate, every=10)
     accuracy, losses, maps = zip(*seen)
     return Run(model, np.array(history.steps), np.array(accuracy), np.array(losses), list(maps))
 
@@ -209,7 +209,7 @@ def with_module(model, layer_class):
             if w.shape[1] < config.d_model:                             # each key head for all the queries that ask it
                 heads = w.unflatten(1, (config.n_kv_heads, -1))
                 w = heads.repeat_interleave(config.n_heads // config.n_kv_heads, dim=1).flatten(1)
-            getattr(new, name).copy_(w)
+            getattr(new, name).data = w                                 # not a copy, where it is the model's own
         block = copy.copy(block)
         block._modules = dict(block._modules) | {"attention": InPlace(new)}
         blocks.append(block)
@@ -277,14 +277,14 @@ def translation_batches(seed):
         yield tuple(ids[:, :(ids != Vocabulary.PAD).sum(1).max()] for ids in (words.source[rows], words.target[rows]))
 
 def train_translator(seed):
-    """Train an EncoderDecoder with one layer each for 300 steps."""
+    """Train an EncoderDecoder with one layer each for 240 steps."""
     words = translation()
     model = training.initialise(EncoderDecoder(len(words.english), len(words.german)).double(), seed)
 
     def loss(model, batch):
         return F.cross_entropy(model(*batch).mT, batch[1], ignore_index=Vocabulary.PAD)
 
-    training.fit(model, translation_batches(seed), loss, steps=300, lr=5e-3)
+    training.fit(model, translation_batches(seed), loss, steps=240, lr=5e-3)
     return model
 
 @functools.cache

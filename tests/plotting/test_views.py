@@ -128,7 +128,8 @@ def test_a_static_picture_stands_beside_every_view(monkeypatch):
         view(weights_of(), TOKENS, "Six heads.")
         with pytest.raises(ValueError, match="description"):
             view(weights_of(), TOKENS, "")
-    assert drawn == [(6, "All heads: rows are queries, columns are keys")] * 3
+        view(weights_of(), TOKENS, "Six heads.", title="All heads look alike")
+    assert drawn == [(6, "All heads: rows are queries, columns are keys"), (6, "All heads look alike")] * 3
 
 
 def chromium():

@@ -80,6 +80,16 @@ def attention_without_causal(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, 
     return merged(attended(x_q @ w_q, x_kv @ w_k, x_kv @ w_v, n_heads, mask, False)) @ w_o
 
 
+@wrong("2B", "The mask is turned round")
+def attention_forbidden(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, causal=False):
+    return attention_in_a_loop(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, None if mask is None else ~mask, causal)
+
+
+@wrong("2B", "causal is False by default")
+def attention_causal_by_default(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, causal=True):
+    return merged(attended(x_q @ w_q, x_kv @ w_k, x_kv @ w_v, n_heads, mask, causal)) @ w_o
+
+
 @wrong("2B", "Keys come from x_kv")
 def attention_to_the_askers(x_q, x_kv, w_q, w_k, w_v, w_o, n_heads, mask=None, causal=False):
     return merged(attended(x_q @ w_q, x_q @ w_k, x_kv @ w_v, n_heads, mask, causal)) @ w_o
@@ -136,6 +146,19 @@ def scores_of_the_twin(weights, period):
 @wrong("2E", "The first entry of that diagonal")
 def scores_of_the_whole_diagonal(weights, period):
     return tuple(np.diagonal(weights, -d, -2, -1).mean(-1) for d in (1, period - 1))
+
+
+@wrong("2E", "Which query has the first entry of your diagonal, and which the last?")
+def scores_without_the_last_query(weights, period):
+    previous, _ = scores_by_indices(weights, period)
+    return previous, np.diagonal(weights, 1 - period, -2, -1)[..., :-1].mean(-1)
+
+
+@wrong("2E", "Which query has the first entry of your diagonal, and which the last?")
+def scores_begun_too_late(weights, period):
+    late = np.arange(period + 1, weights.shape[-1])
+    total = weights[..., late, late - period + 1].sum(-1)
+    return scores_by_indices(weights, period)[0], total / max(len(late), 1)
 
 
 @wrong("2E", "changed places")

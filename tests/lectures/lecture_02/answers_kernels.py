@@ -73,8 +73,20 @@ TWICE = BY_NUMBER.replace("  for (int e", "  for (int again = 0; again < 2; ++ag
 SIXTEEN_THREADS = BY_NUMBER.replace(
     "int e = thread; e < TILE * d_head; e += 256", "int e = thread; e < TILE * d_head && thread < 16; e += 16"
 )
+EVERY_THREAD_ALL = BY_NUMBER.replace("int e = thread; e < TILE * d_head; e += 256", "int e = 0; e < TILE * d_head; ++e")
+BARRIER_INSIDE = BY_NUMBER.replace("= number;\n", "= number;\n    __syncthreads();\n")
+PADDING_ZEROED = (
+    HEAD
+    + r"""
+  for (int e = thread; e < TILE * stride; e += 256) {
+    int t = first + e / stride, c = e % stride;
+    tile[e] = t < n_rows && c < d_head ? rows[(size_t)t * row_stride + head * d_head + c] : 0.0f;
+  }
+}
+"""
+)
 
-RIGHT = {"2H": [BY_NUMBER, A_ROW_FOR_SIXTEEN_THREADS]}
+RIGHT = {"2H": [BY_NUMBER, A_ROW_FOR_SIXTEEN_THREADS, PADDING_ZEROED]}
 WRONG = {
     "2H": [
         (NEXT_HEAD, "The columns of a head are head * d_head to"),
@@ -93,6 +105,8 @@ WRONG = {
         (SIXTEEN_THREADS, "16 threads load from rows, where 256 could"),
         (WHOLE_ROWS, "TILE * d_head elements, not whole rows"),
         (LAST_ROW_AGAIN, "where only 5 rows of 16 bytes exist"),
+        (EVERY_THREAD_ALL, "No two threads may write the same one"),
+        (BARRIER_INSIDE, "no barrier stands in it"),
         (TWICE, "bytes were read, for a head of"),
     ]
 }

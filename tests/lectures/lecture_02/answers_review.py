@@ -98,6 +98,21 @@ def weights_that_sum_to_one(layer):
     assert np.allclose(weights.sum(-1), 1)
 
 
+@wrong("2C", "Do you look at the weights that come back?")
+def the_output_only(layer):
+    compare(layer, [0, 1, 2, 3])
+
+
+@wrong("2C", "With how many heads do you call it?")
+def one_head(layer):
+    for size in (1.0, 40.0):
+        x, w = case(size)
+        out, weights = layer(x, *w, 1, MASK)
+        for b in range(4):
+            expected = by_loops(x[b], *w, 1, MASK[b])
+            assert np.allclose(out[b], expected[0]) and np.allclose(weights[b], expected[1])
+
+
 @wrong("2C", "A test says no with an exception")
 def returns_a_verdict(layer):
     x, w = case()

@@ -72,6 +72,28 @@ class WithEinsum(nn.Module):
         return torch.einsum("bhie,hed->bid", found, self.w_o.view(self.n_heads, self.d_head, -1))
 
 
+@right("2D")
+class WithWeightsOfLinearLayers(WithEinsum):
+    def __init__(self, d_model, n_heads, positions=None):
+        super().__init__(d_model, n_heads, positions)
+        for name in ("w_q", "w_k", "w_v", "w_o"):
+            setattr(self, name, nn.Linear(d_model, d_model, bias=False).weight)
+
+
+@wrong("2D", "begins with numbers of size 0, expected about 0.06")
+class AllZeros(WithEinsum):
+    def __init__(self, d_model, n_heads, positions=None):
+        super().__init__(d_model, n_heads, positions)
+        self.w_v = nn.Parameter(torch.zeros(d_model, d_model))
+
+
+@wrong("2D", "begins with numbers of size 1, expected about 0.06")
+class TooLarge(WithEinsum):
+    def __init__(self, d_model, n_heads, positions=None):
+        super().__init__(d_model, n_heads, positions)
+        self.w_q = nn.Parameter(torch.randn(d_model, d_model))
+
+
 @wrong("2D", "is missing")
 class WithLinearLayers(nn.Module):
     def __init__(self, d_model, n_heads, positions=None):
@@ -208,15 +230,15 @@ def with_objects(model, ids, groups, start=0):
     return torch.stack(out)
 
 
-def masked(model, ids, groups, start=0, remove=True, clone=True):
+def masked(model, ids, groups, start=0, remove=True, clone=True, returned=True):
     out, handles = [], []
     for group in groups:
         for layer, head in group:
 
             def hook(module, inputs, outputs, head=head):
-                outputs = outputs.clone()
+                outputs = outputs.clone() if clone else outputs
                 outputs[:, head] = 0
-                return outputs
+                return outputs if returned else None
 
             handles.append(model.blocks[layer].attention.outputs.register_forward_hook(hook))
         with torch.no_grad():
@@ -279,6 +301,35 @@ def the_last_layer_only(model, ids, groups, start=0):
             out.append(loss_of(model, ids, start))
         for handle in handles:
             handle.remove()
+    return torch.stack(out)
+
+
+@wrong("2G", "a hook wrote into `outputs` itself, and not into a copy")
+def in_place(model, ids, groups, start=0):
+    return masked(model, ids, groups, start, clone=False)
+
+
+@wrong("2G", "Nobody falls silent")
+def nothing_returned(model, ids, groups, start=0):
+    return masked(model, ids, groups, start, returned=False)
+
+
+@wrong("2G", "The layer's number silences")
+def pairs_turned_round(model, ids, groups, start=0):
+    return masked(
+        model, ids, [[(head, layer) for layer, head in group if head < len(model.blocks)] for group in groups]
+    )
+
+
+@wrong("2G", "has no attribute 'weights'")
+def weights_silenced(model, ids, groups, start=0):
+    out = []
+    for group in groups:
+        hooks = [Silence(model.blocks[i].attention.weights, [h]) for i, h in group]
+        with torch.no_grad():
+            out.append(loss_of(model, ids, start))
+        for hook in hooks:
+            hook.handle.remove()
     return torch.stack(out)
 
 

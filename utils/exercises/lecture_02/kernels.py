@@ -15,7 +15,9 @@ load_head = KernelExercise(
     importance="useful",
     fault_hints={
         "out of bounds": "Compare first + r with n_rows. The columns of a head are head * d_head to "
-        "(head + 1) * d_head - 1."
+        "(head + 1) * d_head - 1.",
+        "race": "Which elements does thread number `thread` take? No two threads may write the same one.",
+        "barrier": "Not all threads go round the loop equally often: no barrier stands in it.",
     },
 )
 

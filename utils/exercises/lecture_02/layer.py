@@ -144,6 +144,14 @@ def _(ask, rng):
     ask.parameters(d_model=8, n_heads=4)
 
 
+@layer.property(
+    "they begin at random, with numbers of about d_model ** -0.5",
+    hint="What would a layer learn whose numbers are all alike? By which factor does a sum of d_model numbers grow?",
+)
+def _(ask, rng):
+    ask.begins(256**-0.5, d_model=256)
+
+
 @layer.property("self-attention with copied weights", hint="In which order do split, softmax, merge and w_o stand?")
 def _(ask, rng):
     ask(tensor(rng, 1, 3, 6))

@@ -26,10 +26,11 @@ def rows_of_weights(rng, *shape):
 
 
 @pattern_scores.property(
-    "previous: the mean weight on the key before the query", hint="On which side of the main diagonal is key i - 1?"
+    "previous: the mean weight on the key before the query",
+    hint="On which side of the main diagonal is key i - 1, and how many queries have one?",
 )
 def _(ask, rng):
-    ask(rows_of_weights(rng, 5, 5), 3)
+    ask(np.diag([1.0, 0.0, 2.0, 5.0, 0.0, 4.0], -1), 4)  # whatever is taken for induction is 0
 
 
 @pattern_scores.property(
@@ -37,16 +38,19 @@ def _(ask, rng):
     hint="How far before query i is key i - period + 1?",
 )
 def _(ask, rng):
-    ask(rows_of_weights(rng, 6, 6), 3)
+    ask(np.maximum(np.arange(6.0)[:, None] - np.arange(6), 0), 3)  # whichever queries count, it is 2
 
 
 @pattern_scores.property(
-    "induction begins with query number period", hint="Which query has the first entry of your diagonal?"
+    "induction begins with query number period, and ends with the last one",
+    hint="Which query has the first entry of your diagonal, and which the last?",
 )
 def _(ask, rng):
-    weights = np.zeros((5, 5))
-    weights[2, 0] = 1.0
-    ask(weights, 3)
+    ask(rows_of_weights(rng, 6, 6), 3)
+    for query in (2, 3, 4):
+        weights = np.zeros((5, 5))
+        weights[query, query - 2] = 1.0
+        ask(weights, 3)
 
 
 @pattern_scores.property(

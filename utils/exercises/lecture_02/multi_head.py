@@ -133,6 +133,8 @@ def usual_attention(
     last=True,
     use_mask=True,
     use_causal=True,
+    always=False,
+    turned=same,
     heads=same,
 ):
     """Multi-head attention in the usual way. The mistakes differ in what follows the `*`; as it stands, it is right."""
@@ -142,10 +144,10 @@ def usual_attention(
     scores = q @ k.swapaxes(-1, -2) / np.sqrt(width(q, w_q))
     n_queries, n_keys = scores.shape[-2:]
     allowed = np.ones((n_queries, n_keys), bool)
-    if causal and use_causal:
+    if (causal or always) and use_causal:
         allowed = np.tri(n_queries, n_keys, n_keys - n_queries, dtype=bool)
     if mask is not None and use_mask:
-        allowed = allowed & mask
+        allowed = allowed & turned(mask)
     scores = np.where(allowed, scores, -np.inf)
     powers = np.exp(scores - np.maximum(scores.max(-1, keepdims=True), -1e300))
     total = powers.sum(-1, keepdims=True)
@@ -173,6 +175,8 @@ for message, change in {
     },
     "The mask is not handed on.": {"use_mask": False},
     "causal is not handed on.": {"use_causal": False},
+    "The mask is turned round: True = may attend.": {"turned": np.logical_not},
+    "The future is forbidden though nobody asked for it: causal is False by default.": {"always": True},
 }.items():
     multi_head.mistake(message)(partial(usual_attention, **change))
 

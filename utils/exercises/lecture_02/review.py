@@ -30,6 +30,7 @@ def layer(
     guarded=True,
     late=False,
     last=True,
+    scores_back=False,
 ):
     """A layer for padded sentences. The bugs are in what follows the `*`; as it stands, it is right."""
     q, k, v = (split(x @ w, n_heads) for w in (w_q, w_k, w_v))
@@ -42,7 +43,7 @@ def layer(
         total = powers.sum(-1, keepdims=True)
         weights = powers / (np.where(total == 0, 1, total) if guarded else total) * (allowed | (not late))
         out = join(weights @ v)
-        return out @ w_o if last else out, weights
+        return out @ w_o if last else out, scores if scores_back else weights
 
 
 @bug("2C", MODULE, subject="layer", formerly="2.6", importance="useful")
@@ -87,7 +88,11 @@ def reshaped(x, n_heads):
 
 
 for name, changes, hint in (
-    ("heads cut by a plain reshape", {"split": reshaped}, "With what do you compare the output?"),
+    (
+        "heads cut by a plain reshape",
+        {"split": reshaped},
+        "With how many heads do you call it? With what do you compare the output?",
+    ),
     (
         "merged by a plain reshape",
         {"join": lambda found: found.reshape(found.shape[0], found.shape[2], -1)},
@@ -102,7 +107,7 @@ for name, changes, hint in (
     (
         "the mask laid over the queries",
         {"placed": lambda mask: mask[:, None, :, None]},
-        "Which weights do you look at: a column of a masked key, or a row?",
+        "Is any key masked in your test? Which weights do you look at: a column of a masked key, or a row?",
     ),
     (
         "every sentence gets the first one's mask",
@@ -113,5 +118,6 @@ for name, changes, hint in (
     ("nan for a sentence without keys", {"guarded": False}, "Is there a sentence without any key in your test?"),
     ("a softmax that overflows", {"shifted": False}, "How large are the scores in your test?"),
     ("the last matrix is missing", {"last": False}, "With what do you compare the output?"),
+    ("scores come back, not weights", {"scores_back": True}, "Do you look at the weights that come back?"),
 ):
     test_layer.mutant(name, hint)(partial(layer, **changes))

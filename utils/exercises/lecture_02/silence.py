@@ -14,19 +14,25 @@ MODULE = "multi_head"
 
 
 class Heads(nn.Module):
-    """n_heads of causal attention, with the places of a TransformerLM's layer."""
+    """n_heads of causal attention, with the one place that the contract names.
+
+    RuntimeError where a hook writes into what it was given: a right one writes into a copy.
+    """
 
     def __init__(self, d_model, n_heads):
         super().__init__()
         self.n_heads = n_heads
         self.w_q, self.w_k, self.w_v, self.w_o = (nn.Parameter(torch.zeros(d_model, d_model)) for _ in range(4))
-        self.weights, self.outputs = nn.Identity(), nn.Identity()
+        self.outputs = nn.Identity()
 
     def forward(self, x):
         q, k, v = ((x @ w).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for w in (self.w_q, self.w_k, self.w_v))
         later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
-        weights = self.weights(torch.softmax((q @ k.mT).masked_fill(later, -torch.inf), -1))
-        return self.outputs(weights @ v).transpose(1, 2).flatten(2) @ self.w_o
+        found = torch.softmax((q @ k.mT).masked_fill(later, -torch.inf), -1) @ v
+        kept, handed_on = found.clone(), self.outputs(found)
+        if not torch.equal(found, kept):
+            raise RuntimeError("a hook wrote into `outputs` itself, and not into a copy")
+        return handed_on.transpose(1, 2).flatten(2) @ self.w_o
 
 
 class Layer(nn.Module):
@@ -89,8 +95,8 @@ def _(ask, rng):
 
 @losses_without.property("one head of one layer", hint="Which index of `outputs` counts the heads?")
 def _(ask, rng):
-    ask(model(rng, 1, 2), texts(rng), [[(0, 1)]])
-    ask(model(rng, 1, 3), texts(rng), [[(0, 0)]])
+    ask(model(rng, 1, 2), texts(rng), [[(0, 0)]])
+    ask(model(rng, 1, 3), texts(rng), [[(0, 1)]])
 
 
 @losses_without.property(
@@ -195,6 +201,9 @@ losses_without.mistakes_of(
         "The hooks of the groups before are still there: remove each handle before the next group.": {"removed": False},
         "Every layer's heads of that number are silent: a pair names its layer.": {
             "heads": lambda group, layer: [head for _, head in group]
+        },
+        "Nobody falls silent: what a hook returns takes the place of `outputs`. Does yours return it?": {
+            "heads": lambda group, layer: []
         },
         "The layer's number silences, not the head's: a pair is (layer, head).": {
             "heads": lambda group, layer: [of for of, head in group if head == layer]
