@@ -9,7 +9,6 @@
 #     - train_repeats
 #     - with_module
 #     - head_importance
-#     - translation_batches
 #     - train_translator
 #     - named_shares
 #     - Sentiment
@@ -1447,11 +1446,11 @@ quiz.answer({"a": "(1, 6, 6)", "b": "(1, 4, 6, 6)", "c": "(4, 6, 6)",
 
 # %%
 from attention.experiments.multi_head import exactly_right, train_translator
-from attention.experiments.multi_head import translation
+from attention.experiments.fundamentals import translation
 
 words = translation()
 translator = train_translator(seed=0)
-print(f"{exactly_right(translator):.1f} of 1,000 new numbers exactly right "
+print(f"share of 1,000 new numbers exactly right: {exactly_right(translator):.1f} "
       f"(above 0.8: {exactly_right(translator) > 0.8})")
 
 # %% [markdown]
@@ -2480,42 +2479,14 @@ def head_importance(model, texts):
 # **The translator** of 2.11, the names of 2.13 and the reviews of 2.17.
 
 # %% tags=["export", "plumbing"]
-class Words(NamedTuple):
-    """Number words, English to German: the pairs, the vocabularies, and both as ids, padded."""
-
-    test: list
-    english: Vocabulary
-    german: Vocabulary
-    source: torch.Tensor
-    target: torch.Tensor
-    test_source: torch.Tensor
-    test_target: torch.Tensor
-
-@functools.cache
-def translation():
-    """The data of the translator, as Words."""
-    train, test = data.number_words()
-    english, german = data.Vocabulary([p.source for p in train]), data.Vocabulary([p.target for p in train])
-    ids = [torch.from_numpy(vocabulary.encode([getattr(p, side) for p in pairs]))
-           for pairs in (train, test) for vocabulary, side in ((english, "source"), (german, "target"))]
-    return Words(test, english, german, *ids)
-
-def translation_batches(seed):
-    """Endless batches of 64 pairs (source, target), cut to the longest."""
-    words, rng = translation(), np.random.default_rng(seed)
-    while True:
-        rows = torch.from_numpy(rng.integers(len(words.source), size=64))
-        yield tuple(ids[:, :(ids != Vocabulary.PAD).sum(1).max()] for ids in (words.source[rows], words.target[rows]))
+from attention.experiments.fundamentals import translation, translation_batches, translation_loss
 
 def train_translator(seed):
     """Train an EncoderDecoder with one layer each for 240 steps."""
     words = translation()
     model = training.initialise(EncoderDecoder(len(words.english), len(words.german)).double(), seed)
-
-    def loss(model, batch):
-        return F.cross_entropy(model(*batch).mT, batch[1], ignore_index=Vocabulary.PAD)
-
-    training.fit(model, translation_batches(seed), loss, steps=240, lr=5e-3)
+    batches = translation_batches(words.source, words.target, seed)
+    training.fit(model, batches, translation_loss, steps=240, lr=5e-3)
     return model
 
 @functools.cache

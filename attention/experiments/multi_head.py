@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from attention.experiments.fundamentals import translation, translation_batches, translation_loss
 from attention.multi_head import (
     DistanceBias,
     EncoderDecoder,
@@ -30,7 +31,6 @@ __all__ = [
     "train_repeats",
     "with_module",
     "head_importance",
-    "translation_batches",
     "train_translator",
     "named_shares",
     "Sentiment",
@@ -249,42 +249,12 @@ def head_importance(model, texts):
     return total / len(texts)
 
 
-class Words(NamedTuple):
-    """Number words, English to German: the pairs, the vocabularies, and both as ids, padded."""
-
-    test: list
-    english: Vocabulary
-    german: Vocabulary
-    source: torch.Tensor
-    target: torch.Tensor
-    test_source: torch.Tensor
-    test_target: torch.Tensor
-
-@functools.cache
-def translation():
-    """The data of the translator, as Words."""
-    train, test = data.number_words()
-    english, german = data.Vocabulary([p.source for p in train]), data.Vocabulary([p.target for p in train])
-    ids = [torch.from_numpy(vocabulary.encode([getattr(p, side) for p in pairs]))
-           for pairs in (train, test) for vocabulary, side in ((english, "source"), (german, "target"))]
-    return Words(test, english, german, *ids)
-
-def translation_batches(seed):
-    """Endless batches of 64 pairs (source, target), cut to the longest."""
-    words, rng = translation(), np.random.default_rng(seed)
-    while True:
-        rows = torch.from_numpy(rng.integers(len(words.source), size=64))
-        yield tuple(ids[:, :(ids != Vocabulary.PAD).sum(1).max()] for ids in (words.source[rows], words.target[rows]))
-
 def train_translator(seed):
     """Train an EncoderDecoder with one layer each for 240 steps."""
     words = translation()
     model = training.initialise(EncoderDecoder(len(words.english), len(words.german)).double(), seed)
-
-    def loss(model, batch):
-        return F.cross_entropy(model(*batch).mT, batch[1], ignore_index=Vocabulary.PAD)
-
-    training.fit(model, translation_batches(seed), loss, steps=240, lr=5e-3)
+    batches = translation_batches(words.source, words.target, seed)
+    training.fit(model, batches, translation_loss, steps=240, lr=5e-3)
     return model
 
 @functools.cache
