@@ -172,3 +172,37 @@ def test_host_code_in_a_pasted_file_is_told_what_to_paste(host, compiler):  # no
     with pytest.raises(cuda.CompileError) as error:
         gpu.compile_for(source, "k")
     assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "expression, value",
+    [
+        ("M_SQRT2 * M_SQRT1_2", 1), ("M_2_SQRTPI * M_2_SQRTPI * M_PI", 4), ("M_LN2 * M_LOG2E + M_PI_2 / M_PI_4 + M_1_PI * M_PI", 4),
+        ("UINT32_MAX / 65537.0", 65535), ("INT8_MAX + CHAR_BIT + SHRT_MAX % 2", 136), ("LLONG_MAX % 1000", 807),
+        ("1.f / HUGE_VALF", 0),
+    ],
+)  # fmt: skip
+def test_constants_of_the_hosts_headers(expression, value, compiler):  # noqa: F811
+    source = f"#include <cmath>\n#include <climits>\n__global__ void k(float* y) {{ y[threadIdx.x] = {expression}; }}"
+    np.testing.assert_allclose(run(source), value, rtol=1e-6)
+
+
+VERSIONS = r"""
+#include <cuda.h>
+#include "cuda_compat.h"
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 600
+static __device__ double atomicAdd(double* p, double value) { return *p += value; }
+#endif
+#if __CUDA_ARCH__ < 530
+#error "halves have no arithmetic"
+#endif
+#if CUDA_VERSION < 11000 || CUDART_VERSION < 11000 || __CUDACC_VER_MAJOR__ < 11 || !defined(__CUDACC__)
+#error "an old compiler"
+#endif
+__global__ void k(float* y) { y[threadIdx.x] = 1.f; }
+"""
+
+
+def test_what_sources_ask_about_the_compiler(compiler):  # noqa: F811
+    with pytest.warns(UserWarning, match="cuda_compat.h.*not read"):
+        assert (run(VERSIONS) == 1).all()

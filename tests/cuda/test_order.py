@@ -201,3 +201,38 @@ __global__ void k(const float* x, float* y) {
 }""").check[1, 32](zeros(32), zeros(32))
     assert report.ok, str(report)
     assert (report.global_loaded, report.shared_stored) == (128, 256 + 128)
+
+
+IN_AND_OUT = r"""
+struct Three { float x, y, z; __device__ Three() {} __device__ Three(float a, float b, float c) : x(a), y(b), z(c) {} };
+struct Many { float v[8]; };
+__device__ __noinline__ Three minus(Three a, Three b) { return Three(a.x - b.x, a.y - b.y, a.z - b.z); }
+__device__ float4 plus(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
+__device__ Many twice(Many a) { for (int i = 0; i < 8; ++i) a.v[i] *= 2.f; return a; }
+__global__ void k(const float4* x, float4* y, Many* z) {
+  __shared__ Three f, s;
+  __shared__ float4 t[32];
+  __shared__ Many m;
+  int i = threadIdx.x;
+  if (i == 0) {
+    Three one(1.f, 2.f, 3.f), two(3.f, 2.f, 1.f);
+    f = minus(two, one);
+    s = minus(f, one);
+    m = twice(*z);
+    *z = twice(m);
+  }
+  t[i] = plus(x[i], x[i]);
+  y[i] = plus(t[i], x[i]);
+  __syncthreads();
+  y[i].x = f.x + s.z;
+}"""
+
+
+def test_structs_that_go_in_and_out_of_functions_are_seen(compiler):  # noqa: F811
+    x, y, z = np.ones((32, 4), "f4"), np.zeros((32, 4), "f4"), np.ones(1, [("v", "f4", 8)])
+    report = cuda.compile(IN_AND_OUT).check[1, 32](x, y, z)
+    assert report.ok, str(report)
+    assert (y == [2 - 5, 3, 3, 3]).all() and (z["v"] == 4).all()
+    assert report.global_loaded == 2 * 512 + 32 and report.global_stored == 512 + 128 + 32
+    short = cuda.compile(IN_AND_OUT).check[1, 32](x, y[:31].copy(), z)
+    assert "OUT OF BOUNDS" in str(short)

@@ -18,7 +18,7 @@ OPTIONAL = {
     "CU_ROUNDING": re.compile(r"_r[nzdu]\b|\b__ddiv|\b__drcp"),
     "CU_SIMD": re.compile(r"\b__v\w+[24]\b|\b__vi\w+"),
     "CU_PTX": re.compile(r"\basm\b|\b__asm__\b|__cvta_generic_to_shared"),
-    "CU_HALF_FUNCTIONS_TOO": re.compile(r"half|bfloat16|bf16"),
+    "CU_HALF_FUNCTIONS_TOO": re.compile(r"half|bfloat16|bf16|f16x2"),
 }
 
 

@@ -33,8 +33,8 @@ _MARK = b"kernel signature"
 
 # Headers that a GPU's compiler may have. Others are taken out: a kernel has no C++ library and no files of a project.
 _GPU_HEADER = re.compile(
-    r"(?:cooperative_groups|cuda|cub|cute|cutlass|nv|thrust)/.*|(?:cu|sm_|device_|surface_|texture_)\w*\.h"
-    r"|(?:cooperative_groups|mma|math_constants)\.h|cuda_\w+\.hpp"
+    r"(?:cooperative_groups|cuda|cub|cute|cutlass|nv|thrust)/.*|(?:sm_|device_|surface_|texture_)\w*\.h"
+    r"|cuda_(?:bf16|fp\d+|pipeline\w*|awbarrier\w*|runtime)\.hp?p?|curand\w*\.h|(?:cooperative_groups|mma|math_constants)\.h"
 )
 _NEEDS_LIBRARY = re.compile(r'cannot open source file "((?:nv|cuda)/[\w/]+)"')
 

@@ -6,24 +6,30 @@ and the compiler's error at its line then says that it is for a GPU.
 
 import re
 
+from .ptx_general import meaning
 from .text import blank, closing
 
 ASM = re.compile(r"\b(?:asm|__asm__)\b(?:\s*(?:volatile|__volatile__))?\s*\(")
 LITERAL = re.compile(r'"((?:\\.|[^"\\])*)"')
 CONSTRAINT = re.compile(r'\s*"([^"]*)"\s*\((.*)\)\s*', re.DOTALL)
-TOKEN = re.compile(r"%\w+(?:\.\w)?|[A-Za-z_]\w*|-?0[fFxX][0-9A-Fa-f]+|-?\d+(?:\.\d+)?")
-SPECIAL = {"laneid": "cu_lane()", "tid": "threadIdx", "ctaid": "blockIdx", "ntid": "blockDim", "nctaid": "gridDim"}
-REGISTER = {"64": "unsigned long long", "32": "unsigned", "16": "unsigned short", "f32": "float", "f64": "double"}
+TOKEN = re.compile(r"%\w+(?:\.\w)?|[A-Za-z_]\w*|-?0[dDfFxX][0-9A-Fa-f]+|-?\d+(?:\.\d+)?")
+VECTOR = {"tid": "threadIdx", "ctaid": "blockIdx", "ntid": "blockDim", "nctaid": "gridDim"}
+THREAD = "((threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x)"
+SPECIAL = {
+    "laneid": "cu_lane()", "warpid": f"({THREAD} / 32)", "lanemask_eq": "(1u << cu_lane())",
+    "lanemask_lt": "((1u << cu_lane()) - 1u)", "lanemask_le": "((2u << cu_lane()) - 1u)",
+    "lanemask_gt": "~((2u << cu_lane()) - 1u)", "lanemask_ge": "~((1u << cu_lane()) - 1u)",
+}  # fmt: skip
+REGISTER = {"64": "unsigned long long", "32": "unsigned", "16": "unsigned short", "f32": "float", "f64": "double",
+            "pred": "bool"}  # fmt: skip
 
 MMA = r"mma\.sync\.aligned\.(m16n8k(?:4|8|16|32))\.row\.col\.(f32|f16|s32)\.(f16|bf16|tf32|s8|u8)\.(f16|bf16|tf32|s8|u8)\.(f32|f16|s32)"
 # (instruction, what it becomes). The groups of the pattern are \1, \2, ...; {0}, {1}, ... are its operands.
 SIMPLE = [
     (r"cvta(?:\.to)?\.shared\.u64", "{0} = cu_to_shared((const void*){1})"),
-    (r"cvt\.u32\.u64", "{0} = (unsigned)({1})"),
-    (r"cvt\.u64\.u32", "{0} = {1}"),
+    (r"cvta(?:\.to)?\.global\.u64", "{0} = (unsigned long long)(size_t)({1})"),
     (r"cvt\.rn(?:\.satfinite)?\.(f16|bf16)x2\.f32", r"{0} = cu_ptx_pack_\1({1}, {2})"),
     (r"cvt\.rna?\.tf32\.f32", "{0} = cu_ptx_to_tf32({1})"),
-    (r"mov\.(?:b|u|s|f)(?:32|64)", "{0} = {1}"),
     (r"ex2\.approx(?:\.ftz)?\.f32", "{0} = exp2f({1})"),
     (r"lg2\.approx(?:\.ftz)?\.f32", "{0} = log2f({1})"),
     (r"rcp\.(?:approx|rn)(?:\.ftz)?\.f32", "{0} = 1.f / {1}"),
@@ -32,27 +38,20 @@ SIMPLE = [
     (r"tanh\.approx\.f32", "{0} = tanhf({1})"),
     (r"sin\.approx(?:\.ftz)?\.f32", "{0} = sinf({1})"),
     (r"cos\.approx(?:\.ftz)?\.f32", "{0} = cosf({1})"),
-    (r"fma\.rn(?:\.ftz)?\.f32", "{0} = fmaf({1}, {2}, {3})"),
-    (r"add(?:\.rn)?(?:\.ftz)?\.(?:f32|u32|s32|u64|s64)", "{0} = {1} + {2}"),
-    (r"sub(?:\.rn)?(?:\.ftz)?\.(?:f32|u32|s32)", "{0} = {1} - {2}"),
-    (r"mul(?:\.rn)?(?:\.ftz)?\.f32", "{0} = {1} * {2}"),
-    (r"max(?:\.ftz)?\.f32", "{0} = fmaxf({1}, {2})"),
-    (r"min(?:\.ftz)?\.f32", "{0} = fminf({1}, {2})"),
-    (r"bar(?:rier)?\.sync", "__syncthreads()"),
+    (r"bar(?:rier)?(?:\.cta)?\.sync(?:\.aligned)?", "__syncthreads()"),
     (r"bar\.warp\.sync", "__syncwarp({0})"),
-    (r"membar\.(?:gl|cta|sys)", "__threadfence()"),
-    (r"cp\.async\.(?:ca|cg)\.shared\.global(?:\.L2::\w+)*", "cu_ptx_cp_async({all})"),
+    (r"cp\.async\.(?:ca|cg)\.shared(?:::cta)?\.global(?:\.L2::\w+)*", "cu_ptx_cp_async({all})"),
     (r"cp\.async\.commit_group", "__pipeline_commit()"),
     (r"cp\.async\.wait_group", "__pipeline_wait_prior({0})"),
     (r"cp\.async\.wait_all", "__pipeline_commit(), __pipeline_wait_prior(0)"),
-    (r"ldmatrix\.sync\.aligned\.(?:m8n8\.x1|x1\.m8n8)\.shared\.b16", "cu_ptx_ldmatrix({1}, 1, false, __LINE__, &{0})"),
-    (r"ldmatrix\.sync\.aligned\.(?:m8n8\.x2|x2\.m8n8)\.shared\.b16", "cu_ptx_ldmatrix({2}, 2, false, __LINE__, &{0}, &{1})"),
-    (r"ldmatrix\.sync\.aligned\.(?:m8n8\.x4|x4\.m8n8)\.shared\.b16",
+    (r"ldmatrix\.sync\.aligned\.(?:m8n8\.x1|x1\.m8n8)\.shared(?:::cta)?\.b16", "cu_ptx_ldmatrix({1}, 1, false, __LINE__, &{0})"),
+    (r"ldmatrix\.sync\.aligned\.(?:m8n8\.x2|x2\.m8n8)\.shared(?:::cta)?\.b16", "cu_ptx_ldmatrix({2}, 2, false, __LINE__, &{0}, &{1})"),
+    (r"ldmatrix\.sync\.aligned\.(?:m8n8\.x4|x4\.m8n8)\.shared(?:::cta)?\.b16",
      "cu_ptx_ldmatrix({4}, 4, false, __LINE__, &{0}, &{1}, &{2}, &{3})"),
-    (r"ldmatrix\.sync\.aligned\.(?:m8n8\.x1\.trans|x1\.trans\.m8n8)\.shared\.b16", "cu_ptx_ldmatrix({1}, 1, true, __LINE__, &{0})"),
-    (r"ldmatrix\.sync\.aligned\.(?:m8n8\.x2\.trans|x2\.trans\.m8n8)\.shared\.b16",
+    (r"ldmatrix\.sync\.aligned\.(?:m8n8\.x1\.trans|x1\.trans\.m8n8)\.shared(?:::cta)?\.b16", "cu_ptx_ldmatrix({1}, 1, true, __LINE__, &{0})"),
+    (r"ldmatrix\.sync\.aligned\.(?:m8n8\.x2\.trans|x2\.trans\.m8n8)\.shared(?:::cta)?\.b16",
      "cu_ptx_ldmatrix({2}, 2, true, __LINE__, &{0}, &{1})"),
-    (r"ldmatrix\.sync\.aligned\.(?:m8n8\.x4\.trans|x4\.trans\.m8n8)\.shared\.b16",
+    (r"ldmatrix\.sync\.aligned\.(?:m8n8\.x4\.trans|x4\.trans\.m8n8)\.shared(?:::cta)?\.b16",
      "cu_ptx_ldmatrix({4}, 4, true, __LINE__, &{0}, &{1}, &{2}, &{3})"),
 ]  # fmt: skip
 # (shape, type of A and B) -> registers of A and of B
@@ -126,20 +125,23 @@ def _instructions(template, operands):
         template = template[1:-1]
     out, local = [], set()
     for instruction in filter(None, (part.strip() for part in template.split(";"))):
-        if declared := re.fullmatch(r"\.reg\s+\.(?:[bus](16|32|64)|(f32|f64))\s+([\w,\s]+)", instruction):
+        if declared := re.fullmatch(r"\.reg\s+\.(?:[bus](16|32|64)|(f32|f64|pred))\s+([\w,\s]+)", instruction):
             variables = [name.strip() for name in declared.group(3).split(",")]
             local |= set(variables)
             out.append(f"{REGISTER[declared.group(1) or declared.group(2)]} {', '.join(variables)};")
             continue
-        text = _instruction(instruction, operands, local)
+        guard = re.match(r"@(!?)\s*(\w+)\s+", instruction)
+        if guard and guard.group(2) not in local:
+            return None
+        text = _instruction(instruction[guard.end() :] if guard else instruction, operands, local)
         if text is None:
             return None
-        out.append(text + ";")
+        out.append(f"if ({guard.group(1)}{guard.group(2)}) {{ {text}; }}" if guard else text + ";")
     return out or ["(void)0;"]
 
 
 def _instruction(instruction, operands, local):
-    name, _, rest = instruction.partition(" ")
+    name, rest = re.fullmatch(r"(\S*)\s*(.*)", instruction, re.DOTALL).groups()
     given = []
     for token in TOKEN.finditer(re.sub(r"\s+", " ", rest)):
         value = _operand(token.group(), operands, local)
@@ -147,18 +149,22 @@ def _instruction(instruction, operands, local):
             return None
         before = rest[: token.start()].rstrip()
         if before.endswith("+") and given:
-            given[-1] = f"({given[-1]} + {value})"
+            given[-1] = f"cu_ptx_plus({given[-1]}, {value})"
         else:
             given.append(value)
     if mma := re.fullmatch(MMA, name):
         return _mma(mma, given)
+    if name.startswith("bar") and len(given) > 1 and not name.startswith("bar.warp"):
+        return None  # a barrier of some of the warps
+    if "L2::cache_hint" in name:  # its policy is for the cache
+        name, given = name.replace(".L2::cache_hint", ""), given[:-1]
     for pattern, call in SIMPLE:
         if match := re.fullmatch(pattern, name):
             try:
                 return match.expand(call).replace("{all}", ", ".join(given)).format(*given)
             except IndexError:
                 return None
-    return None
+    return meaning(name, given, rest)
 
 
 def _operand(token, operands, local):
@@ -171,16 +177,12 @@ def _operand(token, operands, local):
             return (
                 expression if constraint.lstrip("=+&") != "n" and re.match(r"[=+]", constraint) else f"({expression})"
             )
-        return _special(key)
+        return SPECIAL.get(key)
     if special := re.fullmatch(r"%(\w+)\.(\w)", token):
-        return f"{SPECIAL[special.group(1)]}.{special.group(2)}" if special.group(1) in SPECIAL else None
-    if token in local or re.fullmatch(r"-?(?:0[xX][0-9A-Fa-f]+|\d+)", token):
-        return token
-    return None
-
-
-def _special(name):
-    return SPECIAL["laneid"] if name == "laneid" else None
+        return f"{VECTOR[special.group(1)]}.{special.group(2)}" if special.group(1) in VECTOR else None
+    if bits := re.fullmatch(r"0([fFdD])([0-9A-Fa-f]+)", token):
+        return f"cu_bits<{'float' if bits.group(1) in 'fF' else 'double'}>(0x{bits.group(2)}{'u' if bits.group(1) in 'fF' else 'ull'})"
+    return token if token in local or re.fullmatch(r"-?(?:0[xX][0-9A-Fa-f]+|\d+(?:\.\d+)?)", token) else None
 
 
 def _mma(match, given):

@@ -38,6 +38,7 @@ enum { CHECKED = 0 };
 #ifdef CU_CHECKED
 #include "runtime/memory.h"
 #include "runtime/trace.h"
+#include "runtime/order.h"
 #include "runtime/races.h"
 #include "runtime/traffic.h"
 #include "runtime/workers.h"

@@ -13,7 +13,7 @@ import re
 import sys
 
 CALL = re.compile(
-    r"\s*(?:callq?|bl)\s+_?(?:__tsan_|__sanitizer_cov_(?:load|store)|_Z\d+(?:atomic|cu_ptx_ldmatrix)|__pipeline_memcpy_async"
+    r"\s*(?:callq?|bl)\s+_?(?:__tsan_|__sanitizer_cov_(?:load|store)|_Z\d+(?:atomic|cu_ptx_(?:ldmatrix|access))|__pipeline_memcpy_async"
     r"|cu_(?:log_(?:copy|fill)|memcpy|memset)\b|_ZN6nvcuda4wmma(?:9load|10store)_tile)"
 )
 DIVISION = re.compile(r"\s*i?div[bwlq]\s")  # of integers; x86 stops at a zero

@@ -9,6 +9,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
+// What sources ask about the compiler: an Ampere GPU, whose instructions are the ones that are known here.
+#define __CUDACC__ 1
+#define __CUDA_ARCH__ 800
+#define __CUDACC_VER_MAJOR__ 13
+#define __CUDACC_VER_MINOR__ 0
+#define CUDART_VERSION 13000
+#define CUDA_VERSION 13000
+
 #include "cpu/keywords.h"
 #include "cpu/runtime.h"
 #include "cpu/sync.h"

@@ -274,6 +274,7 @@ extern "C" void __sanitizer_cov_trace_pc_guard(uint32_t*) {}
 
 // ---- what device.h and scheduler.h ask for
 
+static bool fences;                      // this launch has had a __threadfence(): order.h
 static void log_access(const void* p, unsigned size, AccessKind kind, uintptr_t place) {
   on_access((uintptr_t)p, size, kind, place);
 }
@@ -299,10 +300,13 @@ static void copy_landed(Fiber* f, const AsyncCopy& c) {
   if (r >= 0) append(f, (uint64_t)(uintptr_t)c.to, (uint32_t)(c.place - first_place), (unsigned)r, c.bytes, LANDED);
 }
 
-static void begin_launch() { launch_epoch = epoch + 1; }
+static void begin_meetings();
+static void begin_block_order();
+static void begin_launch() { launch_epoch = epoch + 1; begin_meetings(); }
 
 static void begin_block() {
   block_epoch = ++epoch;
+  begin_block_order();
   memset(warp_epoch, 0, sizeof warp_epoch);
   for (int i = 0; i < n_shared; ++i) {
     memset((void*)region[i].low, UNWRITTEN, region[i].bytes);

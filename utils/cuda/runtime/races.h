@@ -1,6 +1,6 @@
 // Races: two accesses to one cell, at least one a store, by two threads, with nothing that orders them. Inside a block
 // __syncthreads() orders all threads (the epoch) and __syncwarp() those of a warp (the warp epoch); a shuffle does not
-// promise to order memory. Blocks of a launch are not ordered at all. Two atomics never race.
+// promise to order memory. Blocks of a launch are ordered by what order.h says only. Two atomics never race.
 // Each cell keeps its last writer and two readers of the current epoch, of different warps where it can: enough to find
 // a conflict with any thread, though not to name every pair.
 #pragma once
@@ -46,7 +46,8 @@ static inline void judge_against_writer(const Cell& c, const Access& a, Actor me
   if (c.write_epoch == epoch) {
     if (!ordered(me, c.writer, c.writer_warp_epoch) && !both_atomic)
       report_race(RACE, a, me.thread, c.write_place, c.writer, written);
-  } else if (!is_shared(a.region) && by_earlier_block(c.write_epoch) && !both_atomic) {
+  } else if (!is_shared(a.region) && by_earlier_block(c.write_epoch) && !both_atomic &&
+             !(fences && handed_over(c.write_epoch, a.address))) {
     report_race(RACE_BETWEEN_BLOCKS, a, me.thread, c.write_place, c.writer, written);
   }
 }
@@ -57,7 +58,8 @@ static inline void judge_against_readers(const Cell& c, const Access& a, Actor m
       report_race(RACE, a, me.thread, c.read_place, c.reader1, LOAD);
     else if (!ordered(me, c.reader2, c.reader2_warp_epoch))
       report_race(RACE, a, me.thread, c.read_place, c.reader2, LOAD);
-  } else if (!is_shared(a.region) && by_earlier_block(c.read_epoch)) {
+  } else if (!is_shared(a.region) && by_earlier_block(c.read_epoch) &&
+             !(fences && handed_over(c.read_epoch, a.address))) {
     report_race(RACE_BETWEEN_BLOCKS, a, me.thread, c.read_place, c.reader1, LOAD);
   }
 }
@@ -97,10 +99,12 @@ static inline void judge(Cell& c, const Access& a, Actor me) {
 static void judge_request(const Access* const* access, const unsigned* lane, unsigned n, unsigned warp) {
   if (RARELY(tracing)) trace_request(access, lane, n, warp);
   Region& r = region[access[0]->region];
+  bool meets = fences && is_atomic(access[0]->kind) && !is_shared(access[0]->region);
   size_t previous = ~(size_t)0;
   for (unsigned k = 0; k < n; ++k) {
     const Access& a = *access[k];
     Actor me = {warp * WARP + lane[k], warp_epoch[warp]};
+    if (RARELY(meets)) meet_others(a.address, me.thread);
     uint64_t offset = a.address - r.low;
     size_t i = offset >> r.cell_shift, last = (offset + a.size - 1) >> r.cell_shift;
     if (last >= r.n_cells) continue;

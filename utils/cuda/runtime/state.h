@@ -34,6 +34,7 @@ struct Fiber {
   CuPlace place;
   unsigned mask, size;
   const char* name;
+  uint32_t fence_epoch;            // when it last called __threadfence(): order.h
   char slot[SLOT];                 // the value it offers to the other lanes
   // its cp.async copies
   AsyncCopy* copies;

@@ -10,7 +10,15 @@
 #define CU_UNCHECKED __attribute__((no_sanitize_thread))
 #endif
 
+// gcc gives no callback where a struct is passed to a function, or returned from it, straight from or into memory. So in its
+// checked build a kernel has all its functions inlined.
+#if defined(CU_CHECKED) && !defined(__clang__)
+#define __global__ __attribute__((noinline, flatten))
+#define __noinline__
+#else
 #define __global__ __attribute__((noinline))
+#define __noinline__ __attribute__((noinline))
+#endif
 #define __device__
 #define __host__
 #define __constant__             // not const: a host may fill it, so its values may not be taken for granted
@@ -20,7 +28,6 @@
 #else
 #define __forceinline__ inline __attribute__((always_inline))
 #endif
-#define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __grid_constant__

@@ -30,6 +30,48 @@ template <class T, class... More> CU_PTX_CALL void cu_ptx_cp_async_of(unsigned t
   cu_ptx_cp_async_of(to, (unsigned long long)(size_t)from, bytes, more...);
 }
 
+// ---- registers are bits: an operand is read as the instruction's type, and a result written as the register's own
+
+template <class T, class S> CU_PTX_CALL T cu_ptx_get(S s) {
+  if constexpr (sizeof(T) == sizeof(S)) return cu_bits<T>(s);
+  else return (T)s;
+}
+template <class D, class V> CU_PTX_CALL void cu_ptx_put(D& d, V v) {
+  if constexpr (sizeof(D) == sizeof(V)) d = cu_bits<D>(v);
+  else d = (D)v;
+}
+template <class T> CU_PTX_CALL T cu_ptx_shl(T x, unsigned n) { return n < 8 * sizeof(T) ? (T)(x << n) : (T)0; }
+template <class T> CU_PTX_CALL T cu_ptx_shr(T x, unsigned n) { return (T)(x >> (n < 8 * sizeof(T) ? n : 8 * sizeof(T) - 1) >> (n >= 8 * sizeof(T))); }
+template <class T> CU_PTX_CALL T cu_ptx_bfe(T x, T from, T bits) {
+  unsigned first = (unsigned)from & 255, n = (unsigned)bits & 255;
+  if (n == 0 || first >= 32) return n == 0 || x >= 0 ? (T)0 : (T)-1;
+  if (n > 32 - first) n = 32 - first;
+  return (T)((T)(x << (32 - first - n)) >> (32 - n));
+}
+CU_PTX_CALL unsigned cu_ptx_bfi(unsigned x, unsigned into, unsigned first, unsigned n) {
+  unsigned mask = first > 31 ? 0 : (n > 31 ? ~0u : (1u << n) - 1) << first;
+  return (into & ~mask) | (first > 31 ? 0 : x << first & mask);
+}
+CU_PTX_CALL unsigned cu_ptx_lop3(unsigned a, unsigned b, unsigned c, unsigned table) {
+  unsigned result = 0;
+  for (unsigned i = 0; i < 8; ++i)
+    if (table >> i & 1) result |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
+  return result;
+}
+
+template <class T> CU_PTX_CALL void* cu_ptx_pointer(T* p) { return (void*)p; }
+CU_PTX_CALL void* cu_ptx_pointer(unsigned long long p) { return (void*)(size_t)p; }
+template <class T> CU_PTX_CALL unsigned long long cu_ptx_plus(T* p, long long bytes) { return (size_t)p + bytes; }
+template <class T> CU_PTX_CALL T cu_ptx_plus(T address, long long bytes) { return address + (T)bytes; }
+
+// `ordered`: volatile, relaxed and stronger. Such accesses do not race with one another, as atomics do not.
+CU_UNCHECKED __attribute__((noinline)) inline void cu_ptx_access(void* values, const void* p, unsigned size, int is_store, int ordered) {
+  if (ordered) cu_log_atomic(p, size, __builtin_return_address(0));
+  else cu_log(p, size, is_store, __builtin_return_address(0));
+  if (is_store) __builtin_memcpy((void*)p, values, size);
+  else __builtin_memcpy(values, p, size);
+}
+
 CU_INLINE unsigned cu_ptx_pack_f16(float high, float low) { return cu_bits<unsigned>(__half2(low, high)); }
 CU_INLINE unsigned cu_ptx_pack_bf16(float high, float low) { return cu_bits<unsigned>(__nv_bfloat162(low, high)); }
 CU_INLINE unsigned cu_ptx_to_tf32(float x) {      // 10 bits of mantissa, ties away from zero

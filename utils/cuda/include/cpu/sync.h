@@ -9,9 +9,14 @@ CU_INLINE int __syncthreads_count(CuPlace place, int p) { return cu_syncthreads_
 CU_INLINE int __syncthreads_and(CuPlace place, int p) { return cu_syncthreads_vote(p, CU_ALL, place); }
 CU_INLINE int __syncthreads_or(CuPlace place, int p) { return cu_syncthreads_vote(p, CU_ANY, place); }
 CU_INLINE void __syncwarp(CuPlace place, unsigned mask = 0xffffffffu) { cu_syncwarp(mask, place); }
-CU_INLINE void __threadfence() {}          // every store is seen at once
+#ifdef CU_CHECKED                          // every store is seen at once, but a right kernel asks for it
+extern "C" void cu_threadfence();
+CU_INLINE void __threadfence() { cu_threadfence(); }
+#else
+CU_INLINE void __threadfence() {}
+#endif
 CU_INLINE void __threadfence_block() {}
-CU_INLINE void __threadfence_system() {}
+CU_INLINE void __threadfence_system() { __threadfence(); }
 CU_INLINE void __nanosleep(unsigned) {}
 
 CU_INLINE unsigned __ballot_sync(CuPlace place, unsigned mask, int p) { return cu_ballot(mask, p, place, "__ballot_sync"); }
