@@ -248,7 +248,8 @@ class Usual(nn.Module):
     def __init__(self, d_model, n_heads, positions=None):
         super().__init__()
         self.n_heads, self.positions = n_heads, Still() if positions is None else positions
-        self.w_q, self.w_k, self.w_v, self.w_o = (nn.Parameter(torch.zeros(d_model, d_model)) for _ in range(4))
+        begin = (nn.Parameter(torch.randn(d_model, d_model) * d_model**-0.5) for _ in range(4))
+        self.w_q, self.w_k, self.w_v, self.w_o = begin
         self.weights, self.outputs = nn.Identity(), nn.Identity()
 
     def split(self, x):

@@ -98,9 +98,6 @@ for message, answer in {
     "Rows are queries: the key before query i is weights[i, i - 1], below the main diagonal.": means(
         lambda w: np.diagonal(w, 1, -2, -1), behind_the_last
     ),
-    "Rows are queries: both diagonals lie below the main one, where offsets are negative.": means(
-        lambda w: np.diagonal(w, 1, -2, -1), lambda w, period: np.diagonal(w, period - 1, -2, -1)[..., 1:]
-    ),
     "Take the mean over the queries, not the sum.": lambda w, period: (
         one_before(w).sum(-1),
         behind_the_last(w, period).sum(-1),
