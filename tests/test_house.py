@@ -1,6 +1,7 @@
 """The house: who may import whom, no circles, one formatting, files small enough to hold in the head."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -125,6 +126,12 @@ def test_no_lecture_s_code_imports_a_later_one():
         for name in imports(ROOT / "attention" / f"{module}.py"):
             other = name.split(".")[1] if name.startswith("attention.") else module
             assert order.get(other, "00") <= number, f"attention.{module} imports {name}"
+
+
+def test_what_a_lecture_takes_from_another_is_there():
+    for path in sorted((ROOT / "solutions").glob("[0-9][0-9]_*.py")):
+        for module, _, name in (full.rpartition(".") for full in imports(path) if full.startswith("attention.")):
+            assert hasattr(importlib.import_module(module or name), name), f"{path.name}: {module} has no {name}"
 
 
 def test_no_lecture_s_exercises_import_another_one_s():
