@@ -65,7 +65,7 @@ def in_texts(texts):
 def _in_python(where, text, texts):
     """([(where, source, template arguments)] of the calls, [(where, string)] of every string that holds a kernel)."""
     tree = ast.parse(text)
-    values, calls = _values(tree, texts), []
+    values, calls, compilers = _values(tree, texts), [], _compilers(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr) and any(
             "__global__" in str(getattr(part, "value", "")) for part in node.values
@@ -73,7 +73,7 @@ def _in_python(where, text, texts):
             raise ValueError(
                 f"{where}, line {node.lineno}: a kernel in an f-string cannot be checked; use a plain string"
             )
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "cuda.compile" and node.args:
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"cuda.compile", *compilers} and node.args:
             calls.append(node)
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     compiled = [
@@ -83,6 +83,18 @@ def _in_python(where, text, texts):
                if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
                and "__global__" in node.value and kernels_in(node.value)]  # fmt: skip
     return compiled, strings
+
+
+def _compilers(tree):
+    """The names of the functions that compile their first argument."""
+    return {
+        function.name
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef) and function.args.args
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "cuda.compile" and node.args
+        and ast.unparse(node.args[0]) == function.args.args[0].arg
+    }  # fmt: skip
 
 
 def _values(tree, texts):

@@ -72,13 +72,19 @@ cuda.compile(HEAD + USES_HEAD, "uses_head")
 cuda.compile(SIZED, "sized", template=(D, True))
 cuda.compile(SIZED, "sized", (64, False))
 cuda.compile(TYPED.replace("= 0", "= 1"), template=(some_type,))
+def made(source):
+    return cuda.compile(source)
+IN_PARTS = "__global__ void in_parts(int* a) { a[0] = two(); }"
+made(HEAD + IN_PARTS)
 '''
 
 
 def test_the_finder_follows_names_sums_and_template_arguments():
-    found = {(kernel.name, kernel.template) for kernel in find_kernels.in_texts({"example.py": EXAMPLE})}
+    kernels = find_kernels.in_texts({"example.py": EXAMPLE})
+    assert all("int two()" in kernel.source for kernel in kernels if kernel.name in ("uses_head", "in_parts"))
+    found = {(kernel.name, kernel.template) for kernel in kernels}
     assert found == {("plain", ()), ("second", ()), ("uses_head", ()), ("sized", ("32", "true")),
-                     ("sized", ("64", "false")), ("typed", ("float",))}  # fmt: skip
+                     ("sized", ("64", "false")), ("typed", ("float",)), ("in_parts", ())}  # fmt: skip
 
 
 def test_the_finder_follows_what_one_lecture_imports_from_another():
