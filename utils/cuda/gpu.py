@@ -22,7 +22,11 @@ from .source import note_of_includes, without_includes
 from .structure import FOR_HOST, constants, host_line, leaving_out
 from .text import blank, point_at
 
-_BEFORE = Path(__file__).with_name("gpu_before.h").read_text(encoding="utf-8") + '#line 1 "kernel.cu"\n'
+_HERE = Path(__file__).parent
+_BEFORE = (
+    "".join((_HERE / name).read_text(encoding="utf-8") for name in ("include/cpu/constants.h", "gpu_before.h"))
+    + '#line 1 "kernel.cu"\n'
+)
 # The table of gpu_before.h for one kernel; its first bytes find it in the binary.
 _AFTER = """
 #line 1 "signature"

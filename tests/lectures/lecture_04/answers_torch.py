@@ -164,17 +164,20 @@ class SegmentBySegment(nn.Module):
             nn.Parameter(torch.randn(d_model, d_model) / d_model**0.5) for _ in range(4)
         )
 
+    def attend(self, part, seen):
+        q, k, v = (
+            (a @ w).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+            for a, w in ((part, self.w_q), (seen, self.w_k), (seen, self.w_v))
+        )
+        allowed = torch.ones(part.shape[1], seen.shape[1], dtype=torch.bool).tril(seen.shape[1] - part.shape[1])
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        return out.transpose(1, 2).flatten(2) @ self.w_o
+
     def forward(self, x):
         outs, old = [], x[:, :0]
         for part in x.split(self.segment, dim=1):
             seen = torch.cat((old, part), dim=1)
-            q, k, v = (
-                (a @ w).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-                for a, w in ((part, self.w_q), (seen, self.w_k), (seen, self.w_v))
-            )
-            allowed = torch.ones(part.shape[1], seen.shape[1], dtype=torch.bool).tril(seen.shape[1] - part.shape[1])
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-            outs.append(out.transpose(1, 2).flatten(2) @ self.w_o)
+            outs.append(self.attend(part, seen))
             old = seen[:, max(0, seen.shape[1] - self.memory) :].detach()
         return torch.cat(outs, dim=1)
 
@@ -257,11 +260,5 @@ class NegativeStart(SegmentBySegment):
         for start in range(0, x.shape[1], self.segment):
             part = x[:, start : start + self.segment]
             seen = torch.cat((x[:, start - self.memory : start].detach(), part), dim=1)
-            q, k, v = (
-                (a @ w).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-                for a, w in ((part, self.w_q), (seen, self.w_k), (seen, self.w_v))
-            )
-            allowed = torch.ones(part.shape[1], seen.shape[1], dtype=torch.bool).tril(seen.shape[1] - part.shape[1])
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-            outs.append(out.transpose(1, 2).flatten(2) @ self.w_o)
+            outs.append(self.attend(part, seen))
         return torch.cat(outs, dim=1)

@@ -58,6 +58,22 @@ class TokensByExpert(DenseWithAMask):
         return out
 
 
+@wrong("12C", "times as much")
+class AllHeadsAttend(DenseWithAMask):
+    """Queries and outputs are made for the chosen only; between them every expert attends, with queries of zeros."""
+
+    def forward(self, x):
+        gates, (w_q, w_o) = self.weigh(x @ self.w_router), self.experts()
+        q = x.new_zeros(*x.shape[:2], self.n_experts, w_q.shape[-1])
+        for e, own in enumerate((gates != 0).unbind(-1)):
+            q[:, :, e][own] = x[own] @ w_q[e]
+        q, k = self.turn(q.transpose(1, 2), (x @ self.w_k)[:, None])
+        heads, out = self.attend(q, k, (x @ self.w_v)[:, None]), torch.zeros_like(x)
+        for e, own in enumerate((gates != 0).unbind(-1)):
+            out[own] += gates[..., e][own][:, None] * (heads[:, e][own] @ w_o[e])
+        return out
+
+
 @right("12C")
 class GatheredMatrices(RoutedWeights):
     """The matrices of each slot's expert are gathered: no loop, much memory."""

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from utils.judge import drivers
-from utils.judge.module import ModuleExercise, ModuleTrial, weights
+from utils.judge.module import ModuleExercise, ModuleTrial
 from utils.judge.trial import Call, precision
 
 
@@ -28,8 +28,7 @@ def hooked(built, values, place):
 class HookedTrial(ModuleTrial):
     def hooked(self, place, *args, make=None, **kwargs):
         """The output, with a hook at a place that replaces what it sees, after it was found equal to the oracle's."""
-        make = {**self._exercise.make, **(make or {})}
-        values = weights(drivers.parameters(self._exercise.oracle, make))
+        make, values, _ = self._given(make or {})
         copy = partial(hooked, place=place)
 
         def compute(answer):
