@@ -47,7 +47,8 @@ def _load(path):
         says["attention.layer_norm_rms_epsilon"],
     )
 
-    store = np.empty(sum(map(math.prod, file.shapes.values())), np.float32)  # one piece: it can be given back whole
+    # One piece: it can be given back whole. Of torch, because NumPy asks for huge pages, slow in virtual machines.
+    store = torch.empty(sum(map(math.prod, file.shapes.values()))).numpy()
     filled = 0
 
     def weight(name, n_heads=None):
