@@ -23,7 +23,7 @@ TEACHING = {  # command: (module of utils/teaching, what it makes)
         "plan",
         "plans [NN ...]: a plan for a class from each lecture, and what of TEACHING.md follows from them",
     ),
-    "slides": ("slides", "slides [NN ...]: a deck, a handout and a quiz sheet of each lecture (second edition)"),
+    "slides": ("slides", "slides [NN ...]: a deck, a handout and a quiz sheet of each lecture"),
     "assignment": ("assignment", "assignment NN --exercises 5A,5C --points 10,15: a notebook for a class"),
     "grade": ("grade", "grade NN FOLDER: mark the notebooks that a class handed in"),
     "site": ("site", "all lectures as pages, in build/site, to be opened without a server"),

@@ -6,6 +6,7 @@ import pytest
 
 from data.recorded import pictures
 from utils.paths import ROOT
+from utils.teaching import overview, taught
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LECTURES = re.findall(r"^\| (\d\d) \| .+? \| (here|planned) \|", README, re.MULTILINE)
@@ -43,3 +44,10 @@ def test_the_report_says_what_its_picture_shows():
     said = str(pictures.report())
     assert "RACE on shared part[32]: thread (32,0,0) writes at line 8" in said
     assert "and thread (0,0,0) reads at line 10" in said
+
+
+def test_the_minutes_of_a_lecture_are_those_of_its_table():
+    alone = {lecture.number: overview.alone(lecture) for lecture in taught.chosen([])}
+    appendix = alone.pop("13")
+    assert set(alone.values()) == {180} and "takes three hours alone with its exercises" in README
+    assert f"(the appendix {appendix} minutes)" in README

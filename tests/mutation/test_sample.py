@@ -2,15 +2,14 @@
 
 import pytest
 
-from tests.mutation.answers import answers, lecture
+from tests.mutation.answers import answers
 from tests.mutation.equivalent import EQUIVALENT
 from tests.mutation.judge import SURVIVED, run, sample
 from tests.mutation.kept import counts
 from utils.judge.exercise import exercises, lectures
 
 EACH = 5  # mutants of a lecture
-SECOND = [number for number in lectures() if lecture(number).header.get("edition") == 2]
-COUNTED = [n for n in SECOND if any(exercise.number in counts() for exercise in exercises(n))]
+COUNTED = [n for n in lectures() if any(exercise.number in counts() for exercise in exercises(n))]
 
 
 @pytest.mark.parametrize("number", COUNTED)
@@ -21,7 +20,7 @@ def test_of_a_sample_none_survives(number):
     assert [answer.name for answer, word in zip(drawn, found) if word == SURVIVED] == []
 
 
-@pytest.mark.parametrize("number", SECOND)
+@pytest.mark.parametrize("number", lectures())
 def test_what_is_listed_as_equivalent_and_what_was_counted_is_still_there(number):
     """A reason for a line that has changed would excuse something else; counts of older mutants would be no counts."""
     mutants = {exercise.number: set() for exercise in exercises(number)}

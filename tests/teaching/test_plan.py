@@ -7,7 +7,6 @@ from utils.authoring import source as lecture_source
 from utils.teaching import overview, plan, taught
 
 LECTURES = taught.chosen([])
-SECOND = [lecture for lecture in LECTURES if not taught.is_first_edition(lecture)]
 
 TITLE = """# Lecture 09 · A title
 #
@@ -71,10 +70,10 @@ test = check("9B", test)
 """
 
 
-def lecture(folder, title=TITLE, notes=NOTES, edition="2"):
+def lecture(folder, title=TITLE, notes=NOTES):
     """A lecture from pieces of a source."""
     header = (
-        f"# ---\n# jupyter:\n#   course:\n#     edition: {edition}\n#     module: m\n#   kernelspec:\n#     display_name: Python 3\n"
+        "# ---\n# jupyter:\n#   course:\n#     edition: 2\n#     module: m\n#   kernelspec:\n#     display_name: Python 3\n"
         "#     language: python\n#     name: python3\n# ---\n\n"
     )
     path = folder / "09_title.py"
@@ -121,12 +120,10 @@ def test_a_plan_that_does_not_hold_is_refused(tmp_path, old, new, said):
 def test_what_is_lacking_is_said_in_one_sentence(tmp_path):
     said = taught.lacking(lecture(tmp_path))
     assert said == "Lecture 09 does not say in its title and teacher cells: Board, Always works, Skip first."
-    first = taught.lacking(lecture(tmp_path, edition="1"))
-    assert first.startswith("Lecture 09 is a first edition") and first.count(".") == 1
 
 
-@pytest.mark.parametrize("found", SECOND, ids=lambda found: found.lecture.name)
-def test_every_second_edition_can_be_taught_from_its_plan(found):
+@pytest.mark.parametrize("found", LECTURES, ids=lambda found: found.lecture.name)
+def test_every_lecture_can_be_taught_from_its_plan(found):
     assert plan.problems(found) == []
     text = plan.text(found)
     assert all(step.text.replace("|", "\\|") in text for hour in found.hours for step in hour.steps)

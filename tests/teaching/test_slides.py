@@ -7,7 +7,7 @@ import pytest
 from tests.teaching.browser import BEYOND, BROKEN, CHROMIUM, FORMULAS, UNNAMED, opened
 from utils.teaching import deck, page, slides, taught
 
-SECOND = [lecture for lecture in taught.chosen([]) if not taught.is_first_edition(lecture)]
+LECTURES = taught.chosen([])
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium (Debian: apt install chromium)")
 LEAST_PICTURE = 200  # pixels of its height
 SMALLEST = 17  # pixels of a slide's text
@@ -28,8 +28,8 @@ def test_a_long_text_keeps_its_question_formulas_tables_and_prediction():
     assert rest == long
 
 
-@pytest.mark.parametrize("lecture", SECOND, ids=lambda lecture: lecture.lecture.name)
-def test_every_second_edition_has_a_deck(lecture):
+@pytest.mark.parametrize("lecture", LECTURES, ids=lambda lecture: lecture.lecture.name)
+def test_every_lecture_has_a_deck(lecture):
     made = deck.slides(lecture)
     assert deck.lacking(lecture, made) == ""
     hours = "\n".join(note for slide in made for note in slide.notes)
@@ -37,17 +37,9 @@ def test_every_second_edition_has_a_deck(lecture):
     assert all(len(slide.text.split()) < 200 for slide in made)
 
 
-def test_a_first_edition_is_told_what_it_lacks(tmp_path):
-    first = next((lecture for lecture in taught.chosen([]) if taught.is_first_edition(lecture)), None)
-    if first is None:
-        pytest.skip("no first edition is left")
-    paths, said = slides.write(first, tmp_path)
-    assert paths == [] and said.endswith("a first edition: its cells are not tagged for slides.")
-
-
 @in_a_browser
 @pytest.mark.slow
-@pytest.mark.parametrize("lecture", SECOND, ids=lambda lecture: lecture.lecture.name)
+@pytest.mark.parametrize("lecture", LECTURES, ids=lambda lecture: lecture.lecture.name)
 def test_a_deck_steps_through_without_overflow_or_network(lecture, tmp_path):
     (path, *_), _ = slides.write(lecture, tmp_path)
     made = deck.slides(lecture)
@@ -114,7 +106,7 @@ def test_what_does_not_fit_or_is_missing_is_noticed(tmp_path):
 
 @in_a_browser
 @pytest.mark.slow
-@pytest.mark.parametrize("lecture", SECOND, ids=lambda lecture: lecture.lecture.name)
+@pytest.mark.parametrize("lecture", LECTURES, ids=lambda lecture: lecture.lecture.name)
 def test_a_handout_prints(lecture, tmp_path):
     (_, path, *_), _ = slides.write(lecture, tmp_path)
     with opened(path, width=794, height=1123) as browser:  # A4 at 96 dpi

@@ -1,8 +1,8 @@
 """The limits of a lecture, measured on what a learner sees: python -m utils.authoring.gates [NN ...].
 
-Prints a table with the numbers of every lecture. A lecture whose header says `edition: 2` has to keep the limits; for
-an exception its header gives a reason: `exceptions: {cells: "why"}`. Outputs are those of lectures/NN_topic.ipynb, in
-cells that have not changed since.
+Prints a table with the numbers of every lecture. A lecture whose header says `edition: 2` has to keep the limits (a
+draft does not say it yet); for an exception its header gives a reason: `exceptions: {cells: "why"}`. Outputs are those
+of lectures/NN_topic.ipynb, in cells that have not changed since.
 """
 
 import argparse
@@ -292,7 +292,7 @@ def names(view):
 
 
 def problems(view, views):
-    """Return [(name of the gate, sentence)] for one lecture, whatever its edition; its exceptions are taken out."""
+    """Return [(name of the gate, sentence)] for one lecture, a draft's too; its exceptions are taken out."""
     found = []
     for name, function in GATES.items():
         takes_all = function.__code__.co_argcount == 2
@@ -311,7 +311,7 @@ def problems(view, views):
 
 
 def edition(view):
-    """1 or 2: limits bind the second edition."""
+    """2: limits bind; 1, where the header says nothing: a draft."""
     return view.lecture.header.get("edition", 1)
 
 
@@ -346,9 +346,9 @@ def table(results):
 
 
 def report(numbers=(), root=ROOT):
-    """Return (lines to print, whether every lecture of the second edition keeps its limits).
+    """Return (lines to print, whether every lecture that is no draft keeps its limits).
 
-    The table has every lecture. What is wrong is listed for those of the second edition, and for those in `numbers`.
+    The table has every lecture. What is wrong is listed for those that are no drafts, and for those in `numbers`.
     """
     lectures = [lecture_source.read(path) for path in sorted((root / "solutions").glob("[0-9][0-9]_*.py"))]
     views = [seen.view(lecture, root / "lectures" / f"{lecture.name}.ipynb") for lecture in lectures]

@@ -7,7 +7,6 @@ before it is asked first, and the text after it is the answer, shown last.
 import dataclasses
 import re
 
-from utils.teaching import taught
 from utils.teaching.taught import PREDICT, first_words, lines_printed, one_line
 
 SLIDES = 12, 20  # of a lecture
@@ -52,8 +51,6 @@ def slides(lecture):
 
 def lacking(lecture, made):
     """One sentence that says what a lecture's tags lack for a deck; "" for nothing."""
-    if taught.is_first_edition(lecture):
-        return f"Lecture {lecture.number} is a first edition: its cells are not tagged for slides."
     if not SLIDES[0] <= len(made) <= SLIDES[1]:
         return f"Lecture {lecture.number} has {len(made)} slides; {SLIDES[0]} to {SLIDES[1]}: tag other cells `slide`."
     kinds = {slide.kind for slide in made}

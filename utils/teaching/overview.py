@@ -30,13 +30,12 @@ def titles(root=ROOT):
 
 def table(lectures, _names):
     """What each lecture asks for."""
-    lines = ["| | lecture | needs | in class | alone | exercises | edition |", "|---|---|---|---|---|---|---|"]
+    lines = ["| | lecture | needs | in class | alone | exercises |", "|---|---|---|---|---|---|"]
     for number, lecture in lectures.items():
         needs = ", ".join(lecture.needed_lectures) or "none"
-        first = taught.is_first_edition(lecture)
         lines.append(
-            f"| {number} | {lecture.title} | {needs} | {HOURS} × {CLASS - SPARE if not first else CLASS} min | "
-            f"{alone(lecture)} min | {len(lecture.exercises)} | {'first' if first else 'second'} |"
+            f"| {number} | {lecture.title} | {needs} | {HOURS} × {CLASS - SPARE} min | "
+            f"{alone(lecture)} min | {len(lecture.exercises)} |"
         )
     return "\n".join(lines)
 
@@ -67,8 +66,6 @@ def syllabus(name, lectures, names):
 
 def after(lecture):
     """The homework of a lecture, as numbers of exercises."""
-    if taught.is_first_edition(lecture):
-        return f"see its teacher's notes; {len(lecture.exercises)} exercises"
     for_all = [number for hour in lecture.hours for number in lecture.homework(hour.number)[1]]
     needed = {exercise.number: exercise.minutes for exercise in lecture.exercises}
     return f"{', '.join(for_all)}: {sum(needed.get(number, 0) for number in for_all)} min"

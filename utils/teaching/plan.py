@@ -132,12 +132,12 @@ def _exercises(lecture):
 
 
 def main(numbers):
-    """Write the plans of these lectures, or of all of the second edition. Returns the exit status."""
+    """Write the plans of these lectures, or of all. Returns the exit status."""
     status = overview.main()
     for lecture in taught.chosen(numbers):
         if said := taught.lacking(lecture):
             print(said, flush=True)
-        if not lecture.hours or taught.is_first_edition(lecture):
+        if not lecture.hours:
             status |= bool(numbers)
             continue
         body = page.markdown(text(lecture))

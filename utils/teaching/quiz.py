@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from utils.teaching import page, taught
+from utils.teaching import page
 
 QUESTIONS = 5
 OPTION = re.compile(r"^- ([a-d])\) (.+)$", re.MULTILINE)
@@ -41,8 +41,6 @@ def _question(asked, cell):
 
 def lacking(lecture):
     """One sentence that says what a lecture's quiz lacks; "" for nothing."""
-    if taught.is_first_edition(lecture):
-        return f"Lecture {lecture.number} is a first edition: it has no quiz."
     found = questions(lecture)
     if len(found) != QUESTIONS:
         return f"Lecture {lecture.number} has {len(found)} questions tagged `quiz`; {QUESTIONS}."

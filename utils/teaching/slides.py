@@ -63,8 +63,6 @@ def _box(classes, inner):
 
 def write(lecture, folder=page.BUILD):
     """Write the pages of a lecture, with what they load. Returns (their paths, what the lecture lacks, in a sentence each, or "")."""
-    if taught.is_first_edition(lecture):
-        return [], deck.lacking(lecture, [])
     made = deck.slides(lecture)
     page.copy(page.REVEAL, folder / "assets", page.REVEAL_FILES)
     pages = {"slides": deck_page(lecture, made), "handout": handout.page_of(lecture)}
@@ -74,7 +72,7 @@ def write(lecture, folder=page.BUILD):
 
 
 def main(numbers):
-    """Write the pages of these lectures, or of all of the second edition. Returns the exit status."""
+    """Write the pages of these lectures, or of all. Returns the exit status."""
     status = 0
     for lecture in taught.chosen(numbers):
         paths, lacks = write(lecture)

@@ -1,14 +1,14 @@
 """What a teacher needs to know of a lecture, read from its one source: objectives, hours, questions, homework, traps.
 
-A second edition says all of it in its title cell, in its cell tagged `teacher` and in its predictions, traps and
-exercises. A first edition does not, and lacking() says so in one sentence.
+A lecture says all of it in its title cell, in its cell tagged `teacher` and in its predictions, traps and exercises; what
+one does not say, lacking() names in one sentence.
 """
 
 import dataclasses
 import re
 from functools import cached_property
 
-from utils.authoring import gates, references, seen
+from utils.authoring import references, seen
 from utils.authoring import source as lecture_source
 from utils.paths import ROOT
 
@@ -113,13 +113,8 @@ class Taught:
 
     @cached_property
     def needed_lectures(self):
-        """The numbers of the earlier lectures that it builds on: those that `needs` names, ["01", "06"], and in a first
-        edition, which has no such sentence, those whose modules its code imports."""
-        if not is_first_edition(self):
-            return earlier(self.number, numbers_in(self.needs))
-        code = "\n".join(cell.source for cell in self.lecture.cells if cell.kind == "code")
-        imported = set(re.findall(r"^from attention\.(\w+) import", code, re.MULTILINE))
-        return earlier(self.number, [path.name[:2] for path in sources() if module_of(path) in imported])
+        """The numbers of the earlier lectures that it builds on, those that `needs` names: ["01", "06"]."""
+        return sorted({number for number in numbers_in(self.needs) if number < self.number})
 
     @cached_property
     def minutes(self):
@@ -287,18 +282,8 @@ def numbers_in(text):
     return [f"{number:02}" for number in found]
 
 
-def earlier(own, numbers):
-    return sorted({number for number in numbers if number < own})
-
-
-def is_first_edition(taught):
-    return gates.edition(taught.view) == 1
-
-
 def lacking(taught):
     """One sentence that says what a lecture lacks for being taught from here; "" for nothing."""
-    if is_first_edition(taught):
-        return f"Lecture {taught.number} is a first edition: its teacher's notes name no checkpoints, no demo and no minutes that add up."
     missing = [label for label in NEEDED if not taught.note(label)]
     missing += [what for what, found in (("The question", taught.question), ("You need", taught.needs)) if not found]
     missing += [] if taught.objectives else ["You will be able to"]
@@ -315,11 +300,6 @@ def read(number, root=ROOT):
         raise ValueError(f"There is no lecture {number}; there are {known or 'none'}.")
     lecture = lecture_source.read(paths[0])
     return Taught(seen.view(lecture, root / "lectures" / f"{lecture.name}.ipynb"))
-
-
-def module_of(path):
-    """The module in attention/ that a source makes, by its header."""
-    return re.search(r"^#     module: (\w+)$", path.read_text(encoding="utf-8"), re.MULTILINE)[1]
 
 
 def sources(root=ROOT):
