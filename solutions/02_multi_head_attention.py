@@ -460,11 +460,12 @@ except Exception as error:
 # FLOPs, and attention $4\,n^2d_\text{head}$ in each of $h$ heads.
 #
 # *Predict.* From 1 head to 16: what happens to the FLOPs, and what to the memory? (torch counts, and NumPy's allocations are
-# traced.)
+# traced, in an answer to 2B that holds all heads at once.)
 
 # %%
 import tracemalloc
 from torch.utils.flop_counter import FlopCounterMode
+from attention.multi_head import multi_head as all_at_once
 from attention.multi_head import multi_head_attention_torch as all_heads
 
 draw = np.random.default_rng(4)
@@ -477,7 +478,7 @@ for h in counts:
         all_heads(*as_torch, h)
     flops.append(counter.get_total_flops())
     tracemalloc.start()
-    multi_head(tokens_256, tokens_256, *matrices, h)
+    all_at_once(tokens_256, tokens_256, *matrices, h)
     peaks.append(tracemalloc.get_traced_memory()[1] / 1e6)
     tracemalloc.stop()
     print(f"{h:2d} heads of {64 // h:2d}: {flops[-1]:,} FLOPs, peak {peaks[-1]:3.0f} "
