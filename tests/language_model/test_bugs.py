@@ -77,6 +77,7 @@ def test_every_mistake_is_listed_here():
     assert list(LOSSES) == list(BUGS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUGS)
 def test_a_mistake_is_seen_with_the_loss_it_costs(found, name):
     comparison, _ = found[name]
@@ -85,17 +86,20 @@ def test_a_mistake_is_seen_with_the_loss_it_costs(found, name):
     assert comparison.right_loss == pytest.approx(RIGHT, abs=0.001)
 
 
+@pytest.mark.slow
 def test_without_a_mistake_nothing_changes(found):
     comparison, _ = found["none"]
     assert comparison.same and comparison.loss == comparison.right_loss
     assert comparison.text == comparison.right_text == " Berlin. The capital of the United States"
 
 
+@pytest.mark.slow
 def test_what_is_written_shows_some_mistakes_and_not_others(found):
     unseen = [name for name in BUGS if found[name][0].text == found["none"][0].text]
     assert unseen == SAME_TEXT
 
 
+@pytest.mark.slow
 def test_a_loss_near_the_right_one_proves_nothing(found):
     near = [name for name in BUGS if abs(found[name][0].loss - RIGHT) < 0.03]
     assert near == ["mask of -10", "positions one too early"]
@@ -103,10 +107,12 @@ def test_a_loss_near_the_right_one_proves_nothing(found):
     assert better == ["no mask", "mask of -1", "one future token seen"]
 
 
+@pytest.mark.slow
 def test_no_written_token_hangs_on_a_rounding(found):
     assert min(lead for _, lead in found.values()) > LEAST_LEAD
 
 
+@pytest.mark.slow
 def test_two_threads_and_a_processor_without_avx_512_tell_the_same(found):
     code = (
         "import json, sys; from utils import language_model as lm; model = lm.load()\n"

@@ -6,6 +6,7 @@
 `answers` is the module with RIGHT, WRONG and CALLS of that lecture.
 """
 
+import itertools
 import types
 import warnings
 
@@ -81,6 +82,14 @@ def name_of(value):
     )
 
 
+def slow_but_the_first(rows):
+    """The same rows, of which `course.py test --quick` keeps one of each exercise."""
+    marked = []
+    for _, (first, *others) in itertools.groupby(rows, key=lambda row: row[0].number):
+        marked += [first, *(pytest.param(*row, marks=pytest.mark.slow) for row in others)]
+    return marked
+
+
 class Exercises:
     lecture, answers = None, None
 
@@ -90,7 +99,7 @@ class Exercises:
         wrong = [(e, *pair) for e in declared for pair in self.answers.WRONG.get(e.number, [])]
         known = [(e, mistake) for e in declared for mistake in e.mistakes]
         rows = {
-            ("exercise", "answer", "words"): wrong,
+            ("exercise", "answer", "words"): slow_but_the_first(wrong),
             ("exercise", "mistake"): known,
             ("exercise", "answer"): right,
             ("exercise",): [(e,) for e in declared],
