@@ -11,7 +11,9 @@ import pytest
 from attention.fundamentals import causal_mask
 from utils.check import TOLERANCE, close, difference, progress
 from utils.judge import progress as kept
+from utils.judge import wire
 from utils.judge.exercise import exercises
+from utils.judge.faults import failed
 from utils.judge.report import lines
 from utils.judge.result import Mistake
 from utils.judge.show import where
@@ -122,6 +124,27 @@ def test_a_mistake_that_ends_in_the_same_exception_is_named_only_if_it_was_wrong
     mistakes = [Mistake("It is this one.", calls_a_lecture_wrongly), Mistake("It is the other.", does_so_too)]
     assert "the other" not in two_properties(mistakes[1:]).judge(calls_a_lecture_wrongly).hint
     assert two_properties(mistakes).judge(calls_a_lecture_wrongly).hint == "It is this one."
+
+
+def test_of_two_mistakes_that_fail_alike_the_one_is_named_that_explains_what_comes_later():
+    def last_axis(x, axis=-1):
+        powers = np.exp(x - x.max(-1, keepdims=True))
+        return powers / powers.sum(-1, keepdims=True)
+
+    def of_all(x, axis=-1):
+        return last_axis(x) if x.ndim == 2 else np.exp(x - x.max()) / np.exp(x - x.max()).sum()
+
+    exercise = two_properties([Mistake("Of all.", of_all), Mistake("Of the last.", last_axis)])
+    exercise.properties = [exercise.properties[1], SOFTMAX.properties[6]]  # the first one fails at axis=0 in both
+    assert exercise.judge(last_axis).hint == "Of the last."
+    exercise.mistakes = exercise.mistakes[::-1]
+    assert exercise.judge(of_all).hint == "Of all."
+
+
+def test_a_line_of_the_judge_is_not_shown_as_the_learners_whatever_the_path_it_was_imported_by():
+    own = ROOT / "lectures" / ".." / "utils" / "judge" / "drivers.py"
+    error = wire.Error("AttributeError", "'list' object has no attribute 'x'", [(str(own), 110)])
+    assert str(failed(error)) == "AttributeError: 'list' object has no attribute 'x'"
 
 
 # --- how close is close enough ---------------------------------------------------------------------------------------

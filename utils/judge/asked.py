@@ -63,6 +63,8 @@ class AskedExercise(Exercise):
                 result.example = ask.example()
             result.rows.append(Row(prop.name, None if stopped else failure is None, str(failure or "")))
             stopped = stopped or isinstance(failure, Stopped)
+        if ask.named:  # once more at the end: of two known mistakes that one is meant which explains more of the calls
+            result.hint = ask.likeliest()
         if hasattr(ask, "again") and result.passed:
             failure = _failure(Property(AGAIN, lambda ask, rng: ask.again(), ""), ask)
             if failure:

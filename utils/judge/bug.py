@@ -30,6 +30,7 @@ NOTHING_CHECKED = (
     "What it returns is not looked at."
 )
 REFUSED = "The right code is refused: what does your test expect that is not promised?"
+BROKEN = "The test ends in {} on code that is right: look at that line of the test. Only what `assert` raises says no."
 
 
 class Mutant(NamedTuple):
@@ -108,7 +109,9 @@ class BugExercise(Exercise):
         if wanted:
             return Row(name, False, "it survived")
         failure = failed(errors[0])
-        result.details, result.hint = result.details or failure.details, REFUSED
+        refused = errors[0].type_name == "AssertionError"
+        result.details = result.details or failure.details
+        result.hint = result.hint or (REFUSED if refused else BROKEN.format(errors[0].type_name))
         return Row(name, False, f"refused: {failure}")
 
 

@@ -107,7 +107,7 @@ def pull(result):
     """Differentiate a weighted sum of a result: each entry counts differently."""
     import torch
 
-    if result.requires_grad:
+    if getattr(result, "requires_grad", False):
         weights = torch.cos(torch.arange(result.numel(), dtype=torch.float64)).reshape(result.shape)
         (result * weights.to(result.dtype) if result.ndim else result).sum().backward()
 

@@ -1,6 +1,7 @@
 """What went wrong in an answer, in words: an exception, or what a kernel did."""
 
 import linecache
+import os
 import re
 import sysconfig
 import textwrap
@@ -54,5 +55,7 @@ def _in_short(message):
 def _installed(file):
     """Whether a file belongs to Python, to an installed package or to the course: its lines are not the learner's."""
     paths = sysconfig.get_paths()
-    ours = (str(Path(__file__).parent), str(ROOT / "attention"))
-    return any(file.startswith(folder) for folder in (paths["stdlib"], paths["purelib"], paths["platlib"], *ours))
+    ours = (str(Path(__file__).resolve().parent), str(ROOT.resolve() / "attention"))
+    folders = paths["stdlib"], paths["purelib"], paths["platlib"], *ours
+    names = file, os.path.realpath(file)  # a notebook's path to the course goes through ".."
+    return any(name.startswith(folder) for name in names for folder in folders)

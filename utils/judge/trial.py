@@ -45,6 +45,7 @@ class Trial:
         self.returned = False  # whether any call came to its end
         self.agreed = False  # whether any result was found equal to the oracle's
         self.calls: list[Call] = []
+        self.named = []  # the known mistakes that the first failing call may be
         self.changed = ""  # the sentence about the first argument that was changed in place
         self.printed = ""
 
@@ -79,6 +80,12 @@ class Trial:
         parts = _parts(expected)
         if isinstance(expected, Named):  # in the oracle's order: a module may declare its parameters in another one
             by_name = {value.name: value for value in reply.values}
+            outputs, wanted = ([name for name in given if name.startswith("output")] for given in (by_name, names))
+            if len(outputs) != len(wanted):  # a module that returns no tuple, or another one
+                self.calls[-1] = call._replace(got=None)
+                came = f"a tuple of {len(outputs)}" if len(outputs) != 1 else what(by_name[outputs[0]])
+                asked = f"the tuple ({', '.join(self._exercise.returns)})" if len(wanted) > 1 else "one tensor"
+                raise WrongKind(f"returned {came}, expected {asked}")
             if missing := [name for name in names if name not in by_name]:
                 self.calls[-1] = call._replace(got=None)
                 raise WrongKind(f"{len(names)} results are expected, {len(by_name)} came: {missing[0]} is missing")
@@ -131,17 +138,21 @@ class Trial:
             alone = isinstance(failure, WrongKind) and not self.agreed
             return prop.hint if last and self.returned and not alone else ""
         dtype = precision(last.arguments)
-        matches, looked_at = {}, [call for call in self.calls if call.got is not None or call.raised]
-        for mistake in self._exercise.mistakes:
-            agrees = [_agrees(mistake.answer, call) for call in looked_at]
-            if all(agrees) if last.raised else agrees[-1]:  # many a mistake ends in the same exception
-                matches.setdefault(sum(agrees), mistake.message)
-        if matches and (last.raised or not _equal(last.got, last.expected, last.names, dtype)):
-            return matches[max(matches)]
+        if last.raised or not _equal(last.got, last.expected, last.names, dtype):
+            looked_at = [last]
+            if last.raised:  # many a mistake ends in the same exception
+                looked_at = [call for call in self.calls if call.got is not None or call.raised]
+            self.named = [m for m in self._exercise.mistakes if all(_agrees(m.answer, call) for call in looked_at)]
+            if self.named:
+                return self.likeliest()
         if last.raised or (isinstance(failure, WrongKind) and not self.agreed):
             return prop.hint if last.raised and self.agreed else ""
         said = diagnose(last.got, last.expected, TOLERANCE[dtype]) if last.expected else ""
         return said if said and ("nan" in said or "infinity" in said or "digits" in said) else prop.hint or said
+
+    def likeliest(self):
+        """The message of that one of `named` which gives what the answer gave in most of all calls so far."""
+        return max(self.named, key=lambda mistake: sum(_agrees(mistake.answer, call) for call in self.calls)).message
 
 
 class FunctionTrial(Trial):

@@ -9,9 +9,9 @@ import math
 import numpy as np
 
 from tests.lectures.collect import collect
-from tests.lectures.lecture_01 import answers_kernels, answers_torch
+from tests.lectures.lecture_01 import answers_kernels, answers_learners, answers_torch
 
-RIGHT, WRONG, right, wrong = collect(answers_kernels, answers_torch)
+RIGHT, WRONG, right, wrong = collect(answers_kernels, answers_learners, answers_torch)
 
 
 # --- 1A ----------------------------------------------------------------------------------------------------

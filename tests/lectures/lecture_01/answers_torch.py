@@ -57,7 +57,7 @@ class Base(WithEinsum):
         return weights @ self.value(x), weights
 
 
-@wrong("1D", "2 results are expected")
+@wrong("1D", "returned a Tensor, expected the tuple (out, weights)")
 class OutputOnly(Base):
     def forward(self, x, causal=False):
         return super().forward(x, causal)[0]

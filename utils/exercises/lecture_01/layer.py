@@ -37,7 +37,7 @@ class SelfAttention(nn.Module):
 
 
 @SelfAttention.property(
-    "layers query, key and value, with the shapes of nn.Linear",
+    "layers query, key and value, of the right shapes",
     hint="Which three layers does the contract name, and from which width to which do they go?",
 )
 def _(ask, rng):
@@ -162,6 +162,21 @@ class _(Usual):
 class _(Usual):
     def forward(self, x, causal=False):
         return super().forward(x, causal)[::-1]
+
+
+@SelfAttention.mistake("The second result holds the scores: the weights are what the softmax makes of them.")
+class _(Usual):
+    def forward(self, x, causal=False):
+        q, k = self.query(x), self.key(x)
+        scores = q @ k.transpose(-1, -2) / self.divisor(q)
+        return super().forward(x, causal)[0], self.hide(scores) if causal else scores
+
+
+@SelfAttention.mistake("The mask comes after the softmax: what is left no longer sums to 1. Mask the scores.")
+class _(Usual):
+    def weights(self, q, k, causal):
+        shares = super().weights(q, k, False)
+        return shares.tril() if causal else shares
 
 
 @SelfAttention.mistake("causal=True changes nothing.")

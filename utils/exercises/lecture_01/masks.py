@@ -71,6 +71,17 @@ def _(n_queries, n_keys=None):
     return compare_positions(n_queries, n_keys, n_keys - n_queries - 1)
 
 
+@causal_mask.mistake("Each query also sees the next position, which is its future: the diagonal is the last.")
+def _(n_queries, n_keys=None):
+    n_keys = or_as_many(n_keys, n_queries)
+    return compare_positions(n_queries, n_keys, n_keys - n_queries + 1)
+
+
+@causal_mask.mistake("The mask has n_queries columns: it needs one for each of the n_keys keys.")
+def _(n_queries, n_keys=None):
+    return causal_mask.oracle(n_queries)
+
+
 @causal_mask.mistake("`n_keys or n_queries` takes 0 keys for none given: ask `n_keys is None`.")
 def _(n_queries, n_keys=None):
     return causal_mask.oracle(n_queries, n_keys or n_queries)
@@ -86,9 +97,11 @@ def _(n_queries, n_keys=None):
     return causal_mask.oracle(or_as_many(n_keys, n_queries), n_queries).T
 
 
-@causal_mask.mistake("These are numbers: a mask is boolean. `astype(bool)`, or compare positions.")
-def _(n_queries, n_keys=None):
-    return causal_mask.oracle(n_queries, n_keys).astype(float)
+for kind in float, int:
+
+    @causal_mask.mistake("These are numbers: a mask is boolean. `astype(bool)`, or compare positions.")
+    def _(n_queries, n_keys=None, kind=kind):
+        return causal_mask.oracle(n_queries, n_keys).astype(kind)
 
 
 @causal_mask.mistake(

@@ -60,7 +60,10 @@ def _(ask, rng):
     ask(np.array([[0.5, -INF], [1.0, -INF]]), axis=0)
 
 
-@softmax.property("the float type of x is kept", hint="Where does a float64 number or array come into the arithmetic?")
+@softmax.property(
+    "the float type of x is kept",
+    hint="In which float type is x when your lines begin, and which one has to come back?",
+)
 def _(ask, rng):
     for dtype in (np.float32, np.float16):
         result = ask(draw(rng, 2, 3).astype(dtype))
@@ -104,6 +107,10 @@ for message, changes in {
     ],
     "The largest score of the whole array is subtracted: take the maximum along the axis, with keepdims=True.": [
         {"top": lambda x, axis: x.max()}
+    ],
+    "What is subtracted is not the row's own maximum: of -10000 and -9999 that is -9999, and not 0 or 10000.": [
+        {"top": lambda x, axis: np.maximum(highest(x, axis), 0)},
+        {"top": lambda x, axis: highest(np.where(np.isinf(x), x, np.abs(x)), axis)},
     ],
     "The axis is ignored: it is always the last one.": [
         {"top": lambda x, axis: highest(x, -1), "total": lambda powers, axis: summed(powers, -1)}

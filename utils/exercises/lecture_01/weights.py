@@ -51,6 +51,7 @@ def _(ask, rng):
 def _(ask, rng):
     ask(draw(rng, 2, 3), draw(rng, 3, 3), scale=2.0)
     ask(draw(rng, 2, 3), draw(rng, 3, 3), scale=0.0)
+    ask(draw(rng, 2, 3), draw(rng, 3, 3), scale=-1.0)
 
 
 @attention_weights.property(
@@ -95,7 +96,8 @@ def _(ask, rng):
 
 
 @attention_weights.property(
-    "leading axes, and masks that broadcast", hint="Which two axes of k change places, when there are four?"
+    "leading axes, and masks that broadcast",
+    hint="With four axes: which of them is d_head, which two of k change places, and does the mask broadcast?",
 )
 def _(ask, rng):
     q, k = draw(rng, 2, 3, 4, 5), draw(rng, 2, 3, 6, 5)
@@ -117,6 +119,8 @@ def _(ask, rng):
     mask = rng.random((2, 1, 4, 6)) < 0.6
     mask[1, 0, 2] = False
     ask(q, k, mask=mask, causal=True, scale=0.7)
+    ask(q, k, mask=mask, causal=True, scale=0.0)  # 0 times -inf is nan: the scale comes before the mask
+    ask(q, k, mask=mask, causal=True, scale=-0.5)
     ask(np.array([[[1e3, 1.0]], [[1e-3, 2.0]]]), draw(rng, 2, 3, 2), mask=mask[:, 0, :1, :3], causal=True, scale=0.9)
 
 
@@ -194,6 +198,24 @@ def _(q, k, mask=None, causal=False, scale=None):
 @attention_weights.mistake("The mask is forgotten when causal is set: both must allow a key.")
 def _(q, k, mask=None, causal=False, scale=None):
     return usual_weights(q, k, None if causal else mask, causal, scale)
+
+
+@attention_weights.mistake(
+    "The mask comes after the softmax, and the rest is divided by its sum: 0/0 for a query with nothing. Mask the scores."
+)
+def _(q, k, mask=None, causal=False, scale=None):
+    weights = usual_weights(q, k, None, causal, scale) * permitted(q, k, mask, False)
+    with np.errstate(invalid="ignore"):
+        return weights if mask is None else weights / weights.sum(axis=-1, keepdims=True)
+
+
+@attention_weights.mistake("The mask writes -inf before the scale comes: 0 times -inf is nan. Scale first, then mask.")
+def _(q, k, mask=None, causal=False, scale=None):
+    factor = root(q.shape[-1]) if scale is None else scale
+    with np.errstate(invalid="ignore", over="ignore"):
+        scores = np.where(permitted(q, k, mask, causal), q @ swapped(k), -INF) * factor
+        powers = np.exp(scores - np.maximum(scores.max(axis=-1, keepdims=True), -1e300))
+        return powers / or_one(powers.sum(axis=-1, keepdims=True))
 
 
 @attention_weights.mistake("-inf minus -inf is nan: guard the query that has nothing to attend to.")
