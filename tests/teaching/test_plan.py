@@ -107,8 +107,8 @@ def test_a_lecture_is_read_as_its_source_says_it(tmp_path):
     ("text", "answer"),
     [
         ("Three. It was to be expected. Is that all?", "Three. It was to be expected."),
-        ("Three. **Trap.** *\"It is four.\"* It is three.", "Three."),
-        ("**Trap.** *\"It is four.\"* It is three.", ""),
+        ('Three. **Trap.** *"It is four."* It is three.', "Three."),
+        ('**Trap.** *"It is four."* It is three.', ""),
         ("Three. *Predict.* And then?", "Three."),
         ("Three. Two of them are left over. What to ask of them:", "Three. Two of them are left over."),
         ("As the formula has it:", "As the formula has it:"),

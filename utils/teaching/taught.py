@@ -263,7 +263,7 @@ def answer_after(cells, index):
                 return text
             break
         shown.append(cell)
-    printed = [line.strip() for cell in shown for line in lines_printed(cell) if not cell.figures]
+    printed = [line.strip() for cell in shown for line in lines_printed(cell)]
     if printed:
         return " · ".join(f"`{one_line(line)}`" for line in printed[:PRINTED])
     drawn = [output.metadata["image/png"]["alt"] for cell in shown for output in cell.figures]
