@@ -30,13 +30,13 @@ def titles(root=ROOT):
 
 def table(lectures, _names):
     """What each lecture asks for."""
-    lines = ["| | lecture | needs | in class | alone | exercises | edition |", "|---|---|---|---|---|---|---|"]
+    lines = ["| | lecture | needs | in class | alone | exercises |", "|---|---|---|---|---|---|"]
     for number, lecture in lectures.items():
         needs = ", ".join(lecture.needed_lectures) or "none"
         first = taught.is_first_edition(lecture)
         lines.append(
             f"| {number} | {lecture.title} | {needs} | {HOURS} × {CLASS - SPARE if not first else CLASS} min | "
-            f"{alone(lecture)} min | {len(lecture.exercises)} | {'first' if first else 'second'} |"
+            f"{alone(lecture)} min | {len(lecture.exercises)} |"
         )
     return "\n".join(lines)
 
