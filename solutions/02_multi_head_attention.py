@@ -923,7 +923,7 @@ plotting.show("Twelve bars: lengths of the vectors that the heads of layer 3 add
               "the token it.")
 
 # %% [markdown]
-# Each head writes into the residual stream by itself, and the others do not notice. That makes a clean experiment possible,
+# Not the most. Each head writes into the residual stream by itself, and the others do not notice. That makes a clean experiment possible,
 # an **ablation**: let one head write nothing, and measure.
 #
 # #### Exercise 2G: the loss without some heads  (difficulty 3 of 5, essential, 15 minutes)

@@ -450,6 +450,8 @@ plotting.show("Sixteen cells with the tokens 0 to 9 and six free ones; below the
 print("the ring hands over, oldest first:", recent[0, 0, :, 0].int().tolist())
 
 # %% [markdown]
+# Token 8, in the place of 4.
+#
 # **Pages.** A server has many texts and knows of none how long it will be. To reserve the longest for each is safe and
 # wasteful. *PagedAttention* (Kwon et al. 2023, arXiv 2309.06180) cuts memory into small **pages**; a text owns a list of
 # pages, its **block table**, and gets a new one when the last is full. (The paper calls a page a *block*: "paged or block

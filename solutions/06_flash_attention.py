@@ -1067,12 +1067,12 @@ plotting.show("Three bars for each of seven kernels, logarithmic: bytes are long
               "than 2, and rung 6 slower than 5.")
 
 # %% [markdown]
-# (An H100's data sheet: 3.35 TB/s, 132 multiprocessors, 67 TFLOP/s in single precision, 989 on tensor cores. Every sector
-# counts as if it came from HBM; L2 serves some. Instructions, barriers and exponentials are not counted.)
-#
-# Rung 3 uses all threads and asks for *more* turns than rung 2. Rung 5 ends single precision: its turns are near what the
+# Shared memory on rungs 2 to 6. Rung 3 uses all threads and asks for *more* turns than rung 2. Rung 5 ends single precision: its turns are near what the
 # arithmetic takes. On rung 6 the tensor cores are idle: their products would take a thirtieth of the time that rows need
 # through shared memory. Rung 7 removes that, and bytes are the longest again. The kernels stand in section 6.9.
+#
+# (An H100's data sheet: 3.35 TB/s, 132 multiprocessors, 67 TFLOP/s in single precision, 989 on tensor cores. Every sector
+# counts as if it came from HBM; L2 serves some. Instructions, barriers and exponentials are not counted.)
 
 # %% [markdown]
 # ## Part 5 · Does it matter?

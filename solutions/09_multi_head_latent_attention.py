@@ -51,19 +51,20 @@
 # **For the teacher: two times 50 minutes, ten to spare in each.** Run everything before class.
 #
 # - *Hour 1 (40).* What the 768 numbers are (4) · 9.1: how many directions, the figure (7) · 9.2: the SVD of the data, not
-#   of the weights; what 9A asks (9) · 9.3: brackets moved, the same weight again (7) · two positions that break it (6) · the flow
-#   figure, what 9B asks (7).
+#   of the weights; what 9A asks (6) · 9.2: the real model's figure (3) · 9.3: brackets moved, the same weight again (7) · 9.3: two
+#   positions that break it, the rank (6) · 9.3: the flow figure, what 9B asks (7).
 # - *At home after hour 1.* 9A, 9B.
-# - *Hour 2 (40).* 9.4: bytes, then the break-even (9) · what 9C asks (3) · 9.5: the test that cannot fail (8) · 9.6: three
-#   heads of a real model as one latent (6) · 9.7: one pass for all heads (8) · 9.8: the bars, as measured (6).
+# - *Hour 2 (40).* 9.4: bytes, then the break-even (9) · 9.4: what 9C asks (3) · 9.5: the test that cannot fail (7) · 9.6: three
+#   heads of a real model as one latent (4) · 9.6: several devices (3) · 9.7: one pass for all heads, the ridge (8) · 9.8: the
+#   bars, as measured (6).
 # - *At home after hour 2.* 9C, 9D. For volunteers 9E, 9F.
 # - *Board.* $q_i(c_jW_{UK})^\top=(q_iW_{UK}^\top)c_j^\top$, the bracket moved; under it the shapes.
-# - *Always works.* After 9.3: let the class name a latent size r, then print
+# - *Always works.* After 9.3: let the class name a latent size r from 1 to 384 (384: 0.68, 100: 0.65, 10: 0.18), then print
 #   `attend(x @ rebuilt(r, texts)[0], x @ w_v)[0][1, it, animal]`.
 # - *Checkpoint 1.* A cache of x itself is half as large as keys and values here. What would it cost? (New keys from all of x
 #   at each step, or absorption: the latent of 384 is just that.) *Checkpoint 2.* Which scale has a key of 128 + 64
 #   columns that is computed from 576? ($1/\sqrt{192}$.)
-# - *Skip first.* The real model in 9.2 and the devices of 9.6 (8 minutes): both read well at home.
+# - *Skip first.* The real model in 9.2 and the devices of 9.6 (6 minutes): both read well at home.
 # - *Questions that come.* Is this LoRA? The same shape of matrices, but nothing is frozen, and the product is the layer. Why
 #   does training not absorb? Section 9.4: with many queries expanding is cheaper.
 
@@ -286,8 +287,9 @@ if smollm:
                     "four nats at 128, from data 1.5.")
 
 # %% [markdown]
-# Nearly half a nat for half, untrained: converting is possible, not free, and far from the 93 % that DeepSeek-V2 reports (9.10). The SVD of the
-# weights alone costs several times as much. So MLA does not squeeze finished weights: it is **trained** through its latent.
+# Nearly half a nat for half, untrained: converting is possible, not free, and far from the 93 % that DeepSeek-V2 reports
+# (9.10). The SVD of the weights alone costs several times as much. So MLA does not squeeze finished weights: it is
+# **trained** through its latent.
 #
 # %% [markdown] tags=["slide"]
 # ## Part 2 · The mechanism
@@ -332,6 +334,8 @@ plotting.show("Data flow: x gives the latents c and the queries; queries go thro
               "W_UV.")
 
 # %% [markdown]
+# The same 0.68, and the same output to six decimals.
+#
 # **Trap.** *"During decoding, the compressed keys and values are projected up again."* They need not be, and that is the
 # point. The product $W_QW_{UK}^\top$ need not be formed either (per head it would be larger than its two factors): what
 # matters is the order of the brackets.
@@ -344,7 +348,7 @@ plotting.show("Data flow: x gives the latents c and the queries; queries go thro
 # *Predict.* One query, two cached tokens at distances 1 and 2. Is there one vector that gives both scores with the cached
 # $c_j$?
 
-# %%
+# %% tags=["slide"]
 from attention import apply_rope_numpy, rope_frequencies
 
 frequencies, _ = rope_frequencies(32)
@@ -393,7 +397,8 @@ if smollm:
     print("mean over 30 layers, of 192:", *(f" {k} {v:.0f}" for k, v in means.items()))
     plotting.curves({k: np.array(v) for k, v in counts.items()}, xlabel="layer",
                     ylabel="directions for nine tenths of the energy",
-                    title="The rotation triples the rank of a real model's keys")
+                    title="On average the rotation triples the rank of "
+                          "a real model's keys")
     plotting.show("Directions against the layer: keys before the rotation near seven, "
                   "after it near twenty, values about fifty.")
 
@@ -534,9 +539,10 @@ for name, elements in sizes_of.items():
 print(f"V3, 61 layers, two bytes: {61 * (d_c + d_r) * 2 / 1000:.1f} KB a token")
 
 # %% [markdown]
-# 2.25 groups. ("x % of MHA" depends on the heads: 1.8 % for 128, more for fewer.) Now the operations. Expanded, each cached
-# latent is made into keys and values for all heads, then attended to in 192 and 128 columns; absorbed, each query goes into the
-# latent space, and attends in 576 and 512 columns.
+# 2.25 groups. ("x % of MHA" depends on the heads: 1.8 % for 128, more for fewer.)
+#
+# Now the operations. Expanded, each cached latent is made into keys and values for all heads, then attended to in 192 and
+# 128 columns; absorbed, each query goes into the latent space, and attends in 576 and 512 columns.
 #
 # *Predict.* Absorbed attention does more work for each pair. From how many queries on is it cheaper to expand?
 
@@ -563,11 +569,11 @@ ax = plotting.curves(work, x=queries, xlabel="new queries, 4,096 tokens cached",
 ax.set_xscale("log", base=2)
 plotting.show("Operations against the number of queries, both axes logarithmic: "
               "absorbed starts a hundred times lower and crosses the expanded line "
-              "near 170.")
+              "at 164.")
 
 # %% [markdown]
-# Near $d_c\cdot 2d_h/768=171$ (a little less: absorbed queries pay for their way in and out). So training and reading a prompt (**prefill**) expand, and writing (**decode**, one query
-# at a time) absorbs. Both give the same numbers. And in decode the absorbed form has another gift: the cache is read once for
+# At 164, near $d_c\cdot 2d_h/768=171$ (a little less: absorbed queries pay for their way in and out). So training and
+# reading a prompt (**prefill**) expand, and writing (**decode**, one query at a time) absorbs. Both give the same numbers. And in decode the absorbed form has another gift: the cache is read once for
 # all heads, which section 9.7 counts.
 #
 # #### Exercise 9C: decode without a key  (difficulty 3 of 5, essential, 15 minutes; if you do only two)
@@ -735,7 +741,7 @@ for name, result in forms.items():
           f"difference to transformers {gap:.6f}")
 
 # %% [markdown]
-# Three traps lie here. DeepSeek rotates **interleaved** pairs (the indexer of V3.2 half-split ones): with the same weights
+# By rounding: this is the layer that others call MLA. Three traps lie here. DeepSeek rotates **interleaved** pairs (the indexer of V3.2 half-split ones): with the same weights
 # 0.169 in place of our 0.168. The norm stands on the latent, *before* the cache. And the scale:
 #
 # **Trap.** *"The dot product in the absorbed form has 576 columns, so divide by $\sqrt{576}$."* It is the same score as
@@ -1113,7 +1119,7 @@ for name, warps in (("all heads in a block", 32), ("a block for each head", 1)):
           f"problems {len(report.problems)}")
 
 # %% [markdown]
-# The factor is the number of heads, 16. And nothing was read a second time as a value: $64+16$ floats a token, where keys
+# 59,840, and sixteen times as many: the factor is the number of heads. And nothing was read a second time as a value: $64+16$ floats a token, where keys
 # and values apart would be $64+16+64$. (With V3's 128 heads four blocks read each row, three of them at best from the GPU's cache;
 # FlashMLA has 64 heads in a block.)
 #
@@ -1168,7 +1174,7 @@ for name, found in losses.items():
           *(f"{loss:.2f}" for loss in found), f"({count:,} parameters)")
 plotting.bars({"pairs (control)": bigram_loss(), **losses},
               ylabel="loss on held-out text (nats)",
-              title="After 120 steps MLA is a little behind both others")
+              title="After 120 steps MLA is a little behind MHA and GQA-1")
 plotting.show("Bars of the losses with a dot for each seed: the control highest, MHA "
               "and one shared head about equal, MLA a little above.")
 
@@ -1207,7 +1213,7 @@ print(f"first number {by_torch[0, 0, 0]:.3f} and {by_kernel[0, 0, 0]:.3f}, "
 # decoupled rotation, decode without making a key, and give a grouped model this form. You can test it, and count why one
 # pass over the latent serves all heads.
 
-# %% tags=["slide"]
+# %%
 forms = {"keys, values": out[1, it, :8], "absorbed": absorbed_out[1, it, :8],
          "decoded": (of_it[0, 1] @ up_v[1])[:8]}
 plotting.matrix(np.stack(list(forms.values())), list(forms), list(range(8)),

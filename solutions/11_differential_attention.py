@@ -1001,7 +1001,8 @@ print(f"gate {gate} is a sink of {s:.2f}: "
       f"{softmax(np.append(scores, s))[:-1].sum():.2f} of the mass is left")
 
 # %% [markdown]
-# Both directions, to the last digit. A sink, a gate for a head, and the log-sum-exp that flash attention stores anyway are one thing: with a kernel that returns
+# Signal and noise are halved, their ratio is the same; both directions hold to the last digit. A sink, a gate for a head,
+# and the log-sum-exp that flash attention stores anyway are one thing: with a kernel that returns
 # its LSE, a sink costs one multiplication. (A gate for each *column*, as in Qwen3-Next, is more: as many sinks as columns.) And the **ratio stays**: a gate
 # makes a head silent, it does not clean it. Subtraction is for noise, gates are for silence.
 #

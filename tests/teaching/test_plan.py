@@ -103,6 +103,39 @@ def test_a_lecture_is_read_as_its_source_says_it(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Three. It was to be expected. Is that all?", "Three. It was to be expected."),
+        ('Three. **Trap.** *"It is four."* It is three.', "Three."),
+        ('**Trap.** *"It is four."* It is three.', ""),
+        ("Three. *Predict.* And then?", "Three."),
+        ("Three. Two of them are left over. What to ask of them:", "Three. Two of them are left over."),
+        ("As the formula has it:", "As the formula has it:"),
+        ("### 9.2 Next", ""),
+    ],
+)
+def test_an_answer_ends_where_something_else_begins(text, answer):
+    assert taught.first_words(text) == answer
+
+
+def test_a_prediction_may_end_its_line():
+    assert taught.PREDICT.split("Text. *Predict.*\nWhat?") == ["Text. ", "What?"]
+
+
+@pytest.mark.parametrize("found", SECOND, ids=lambda found: found.lecture.name)
+def test_every_question_of_the_core_is_a_prediction_with_an_answer_to_it(found):
+    asking = [cell for cell in found.view.core if cell.kind == "markdown" and "Predict." in cell.source]
+    assert len(found.predictions) == len([cell for cell in asking if cell.place > 1])  # the title cell speaks of them
+    assert [p.answer for p in found.predictions if "Trap." in p.answer or "Predict." in p.answer] == []
+
+
+def test_one_long_hour_is_followed_by_the_homework_of_both(tmp_path):
+    _, long = plan.text(lecture(tmp_path)).split("## One time 90 minutes")
+    assert "All homework comes after it" in long
+    assert "**Homework.** *Of hour 1:* 9A. *Of hour 2:* 9B. For volunteers 9A." in long
+
+
+@pytest.mark.parametrize(
     ("old", "new", "said"),
     [
         ("(5)", "(6)", "the items of hour 1 take 9 minutes, and its label says 8"),

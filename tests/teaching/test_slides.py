@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.teaching.browser import BEYOND, BROKEN, CHROMIUM, FORMULAS, UNNAMED, opened
-from utils.teaching import deck, page, slides, taught
+from utils.teaching import deck, handout, page, slides, taught
 
 LECTURES = taught.chosen([])
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium (Debian: apt install chromium)")
@@ -37,6 +37,29 @@ def test_every_lecture_has_a_deck(lecture):
     assert all(len(slide.text.split()) < 200 for slide in made)
 
 
+@pytest.mark.parametrize("lecture", LECTURES, ids=lambda lecture: lecture.lecture.name)
+def test_what_a_slide_asks_is_answered_on_it_or_on_the_next(lecture):
+    made = deck.slides(lecture)
+    for slide, after in zip(made, [*made[1:], None]):
+        shown = slide.answer or slide.printed or slide.figures or slide.view
+        assert not slide.predicts or shown or after.printed or after.figures or after.view, slide.text
+
+
+def test_a_question_whose_experiment_has_no_slide_is_answered_there():
+    lecture = taught.read("09")
+    slide = next(slide for slide in deck.slides(lecture) if slide.heading.startswith("9.4") and slide.kind == "text")
+    assert "MLA                576 elements" in slide.printed and slide.answer.startswith("2.25 groups.")
+    page_of = slides.section(slide)
+    assert page_of.index("Predict.") < page_of.index('"printed fragment"') < page_of.index('"answer fragment"')
+
+
+def test_what_the_worked_example_asks_is_answered_on_the_page_of_answers():
+    text = handout.page_of(taught.read("01"))
+    asked, answered = text.split("What came out")
+    assert "offer = np.array" in asked and "scores before the division\n" not in asked and "6.437" not in asked
+    assert "6.437" in answered and "scores before the division\n" in answered and "<img" in answered
+
+
 @in_a_browser
 @pytest.mark.slow
 @pytest.mark.parametrize("lecture", LECTURES, ids=lambda lecture: lecture.lecture.name)
@@ -62,6 +85,10 @@ def test_a_deck_steps_through_without_overflow_or_network(lecture, tmp_path):
                 answer.wait_for(state="visible")  # it fades in; raises where it never comes
             for picture in browser.locator(f"{here} .figures img").all():
                 assert picture.bounding_box()["height"] >= LEAST_PICTURE, f"slide {number}, {slide.heading}"
+            arrows = browser.locator(".controls").bounding_box()
+            for part in browser.locator(f"{here} > :not(aside, h2)").all():
+                box = part.bounding_box()
+                assert box["y"] + box["height"] <= arrows["y"] or box["x"] + box["width"] <= arrows["x"]
             size = float(browser.locator(here).evaluate("e => parseFloat(e.style.fontSize)"))
             assert size >= SMALLEST
             seen.append(browser.locator(f"{here} > h2").inner_text())
@@ -88,6 +115,26 @@ def test_the_view_in_a_deck_answers(tmp_path):
         view.locator("select").first.select_option(index=3)
         assert view.inner_html() != before
         assert browser.evaluate("Reveal.getSlidePastCount()") == number
+
+
+@in_a_browser
+@pytest.mark.slow
+def test_a_picture_stands_beside_its_text_where_it_is_larger_there(tmp_path):
+    picture = next(slide.figures for slide in deck.slides(taught.read("01")) if slide.heading.startswith("1.3 "))
+    asked = f"{'word ' * 60}\n\n*Predict.* {'word ' * 20}?"
+    made = [
+        deck.Slide("picture", "Much text", asked, figures=picture, answer="word " * 30, predicts=True),
+        deck.Slide("picture", "Hardly any", "*Predict.* Which?", figures=picture, answer="This.", predicts=True),
+    ]
+    page.copy(page.REVEAL, tmp_path / "assets", page.REVEAL_FILES)
+    path = page.write("slides.html", slides.deck_page(taught.read("01"), made), tmp_path)
+    with opened(path) as browser:
+        browser.wait_for_selector("body[data-ready=yes]")
+        sections = browser.locator(".slides > section")
+        beside = ["beside" in sections.nth(place).get_attribute("class").split() for place in range(2)]
+        assert beside == [True, False]
+        box = sections.first.locator("img").bounding_box()
+        assert box["width"] > 600 and box["height"] > 300
 
 
 @in_a_browser

@@ -1,5 +1,6 @@
-// Starts the deck, then makes the text of each slide as large as fits: fonts differ from machine to machine.
-const LARGEST = 26, SMALLEST = 17, PICTURE = 230;
+// Starts the deck, then makes the text of each slide as large as fits: fonts differ from machine to machine. Where a
+// picture becomes larger beside its text than between question and answer, it stands beside it.
+const LARGEST = 26, SMALLEST = 17, PICTURE = 230, BETTER = 1.2;
 
 function tooFull(section) {
   const edge = section.getBoundingClientRect();
@@ -11,11 +12,28 @@ function tooFull(section) {
   return over || pictures.some(part => part.offsetHeight < PICTURE);
 }
 
-function fit(section) {
+function largestText(section) {
   for (let size = LARGEST; size >= SMALLEST; size -= 1) {
     section.style.fontSize = size + "px";
-    if (!tooFull(section)) return;
+    if (!tooFull(section)) return true;
   }
+  return false;
+}
+
+// The area in which a slide's only picture is seen.
+function seen(image) {
+  const shape = image.naturalWidth / image.naturalHeight;
+  return Math.min(image.offsetWidth, image.offsetHeight * shape) ** 2 / shape;
+}
+
+function fit(section) {
+  const images = section.querySelectorAll(".figures img");
+  if (images.length != 1 || section.querySelectorAll(".said, .predict, .answer").length == 0) return largestText(section);
+  const stacked = largestText(section), area = seen(images[0]);
+  section.classList.add("beside");
+  if (largestText(section) && (!stacked || seen(images[0]) > BETTER * area)) return;
+  section.classList.remove("beside");
+  largestText(section);
 }
 
 async function start() {

@@ -1,10 +1,12 @@
 """The slides of a lecture, from its cells tagged `slide`, as data: what each slide shows and what the teacher says.
 
-A text cell gives its first section. A code cell gives its picture, its view or its code and numbers; the prediction
-before it is asked first, and the text after it is the answer, shown last.
+A text cell gives its first section; what it asks is answered there too, where the experiment has no slide of its own. A
+code cell gives its picture, its view or its code and numbers; the prediction before it is asked first, and the text
+after it is the answer, shown last.
 """
 
 import dataclasses
+import itertools
 import re
 
 from utils.teaching.taught import PREDICT, first_words, lines_printed, one_line
@@ -43,7 +45,7 @@ def slides(lecture):
         if cell.place == 1:
             made.append(_title(lecture))
         elif cell.kind == "markdown":
-            made.append(_text(lecture, cell))
+            made.append(_text(lecture, cells, index))
         else:
             made.append(_experiment(lecture, cells, index))
     return made
@@ -67,14 +69,28 @@ def _title(lecture):
     return Slide("title", lecture.lecture.title, text, notes=tuple(whole))
 
 
-def _text(lecture, cell):
+def _text(lecture, cells, index):
+    cell = cells[index]
     heading, body = first_section(cell.source)
     exercise = heading.startswith("Exercise ")
     heading = re.sub(r" +\(difficulty.*?(\d+) minutes.*", r" (\1 minutes)", heading)
     shown, rest = shortened(HINT.sub("", body))
     notes = [*_steps(lecture, cell), *([rest] if rest else [])]
     kind, predicts = "exercise" if exercise else "text", bool(PREDICT.search(shown))
-    return Slide(kind, heading or _heading_above(lecture, cell), shown, predicts=predicts, notes=tuple(notes))
+    printed, answer = _unseen(cells, index) if predicts else ("", "")
+    heading = heading or _heading_above(lecture, cell)
+    return Slide(kind, heading, shown, printed=printed, answer=answer, predicts=predicts, notes=tuple(notes))
+
+
+def _unseen(cells, index):
+    """(what the experiment after a question prints, the answer), where no slide shows that experiment; else two ""."""
+    after = cells[index + 1 :]
+    experiment = list(itertools.takewhile(lambda cell: cell.kind == "code", after))
+    if any("slide" in cell.tags for cell in experiment):
+        return "", ""
+    printed = [line for cell in experiment for line in lines_printed(cell)][:PRINTED_LINES]
+    later = after[len(experiment)].source if len(after) > len(experiment) else ""
+    return "\n".join(printed), first_words(later)
 
 
 def first_section(text):

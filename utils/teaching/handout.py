@@ -1,10 +1,13 @@
-"""A handout to print: the formulas, the worked example, the predictions with room for a pencil, and their answers."""
+"""A handout to print: the formulas, the worked example, the predictions with room for a pencil, and their answers.
+
+What the worked example asks is answered on the page of answers: a learner who does it with a pencil does not see it first.
+"""
 
 import html
 import re
 
 from utils.teaching import page
-from utils.teaching.taught import lines_printed
+from utils.teaching.taught import PREDICT, lines_printed
 
 FORMULA = re.compile(r"\$\$.+?\$\$", re.DOTALL)
 
@@ -14,8 +17,8 @@ def page_of(lecture):
     parts = [f"<h1>{page.inline(f'Lecture {lecture.number} · {lecture.title}')}</h1>"]
     parts += [page.markdown(f"**{lecture.question}** Name: ______________________")]
     parts += _formulas(lecture)
-    parts += _worked_example(lecture)
-    parts += _predictions(lecture)
+    asked, outcome = _worked_example(lecture)
+    parts += [*asked, *_predictions(lecture), *outcome]
     return page.document(f"Handout, lecture {lecture.number}", "\n".join(parts))
 
 
@@ -48,14 +51,21 @@ def worked_example(lecture):
 
 
 def _worked_example(lecture):
+    """(HTML up to what is asked, HTML of what comes out), the second for the page of answers; all in the first where
+    nothing is asked."""
+    asked, outcome = [], []
     for kind, text, cell in worked_example(lecture):
         if kind == "text":
-            yield page.markdown(re.sub(r"^###+ [\d.]+ ", "## ", text))
+            (outcome or asked).append(page.markdown(re.sub(r"^###+ [\d.]+ ", "## ", text)))
+            if PREDICT.search(text):
+                outcome.append("<h3>The worked example</h3>")
             continue
-        yield f"<pre><code>{html.escape(text)}</code></pre>"
+        asked.append(f"<pre><code>{html.escape(text)}</code></pre>")
+        found = outcome or asked
         if printed := lines_printed(cell):
-            yield f"<pre>{html.escape(chr(10).join(printed))}</pre>"
-        yield from map(page.image, cell.figures)
+            found.append(f"<pre>{html.escape(chr(10).join(printed))}</pre>")
+        found += map(page.image, cell.figures)
+    return asked, outcome
 
 
 def _predictions(lecture):

@@ -10,6 +10,10 @@ from utils.teaching import overview, page, taught
 from utils.teaching.taught import CLASS, SPARE
 
 LONG = 90  # minutes of the one long hour
+IN_ONE = (
+    "Both hours in one, without a break between them. All homework comes after it: what hour 2 takes up from home is done "
+    "in class, or left out."
+)
 
 
 def problems(lecture):
@@ -57,9 +61,11 @@ def text(lecture):
     parts += [f"## Two times {CLASS} minutes", f"Each leaves {SPARE} minutes to spare."]
     for hour in lecture.hours:
         parts += [f"### Hour {hour.number}", _timetable(hour.steps, 0), *_round_off(lecture, hour)]
-    parts += [f"## One time {LONG} minutes", "Both hours in one, without a break between them."]
+    parts += [f"## One time {LONG} minutes", IN_ONE]
     steps = [step for hour in lecture.hours for step in hour.steps]
     parts += [_timetable(steps, 0), f"That leaves {LONG - sum(step.minutes for step in steps)} minutes to spare."]
+    given = [(hour.number, lecture.homework(hour.number)[0]) for hour in lecture.hours]
+    parts += ["**Homework.** " + " ".join(f"*Of hour {number}:* {homework}" for number, homework in given if homework)]
     parts += ["## What to skip", *_skip(lecture)]
     parts += ["## The demonstration that always works", lecture.note("Always works")]
     for hour in lecture.hours:

@@ -19,9 +19,10 @@ LABEL = re.compile(
 )
 NEEDED = ("Hour 1", "Hour 2", "At home after hour 1", "At home after hour 2", "Board", "Always works")
 NEEDED += ("Checkpoint 1", "Checkpoint 2", "Questions that come", "Skip first")
-PREDICT = re.compile(r"(?<!\*)\*{1,2}Predict\.\*{1,2} ")
+PREDICT = re.compile(r"(?<!\*)\*{1,2}Predict\.\*{1,2}\s+")
 SENTENCE = re.compile(r"(?<=[.?!])\s+(?=[A-Z\"*$`])")
 ANSWER_WORDS = 45
+ENDS = re.compile(rf"{PREDICT.pattern}|\*\*Trap\.\*\*")  # what an answer does not reach into
 PRINTED = 4  # lines of an experiment that answer a question
 TRAP = re.compile(r"\*\*Trap\.\*\* \*\"(?P<claim>.+?)\"\*(?P<truth>.*)", re.DOTALL)
 
@@ -234,14 +235,15 @@ def one_line(text):
 
 
 def first_words(text, most=ANSWER_WORDS):
-    """The first sentences of a cell that begins with a paragraph, `most` words at most; "" under a heading."""
-    paragraph = text.strip().split("\n\n")[0]
-    if paragraph.startswith(("#", "|", "*Predict", "<", "$$")):
+    """The first sentences of a cell that begins with a paragraph, `most` words at most, up to a prediction or a trap; ""
+    under a heading."""
+    paragraph = ENDS.split(text.strip().split("\n\n")[0], maxsplit=1)[0]
+    if paragraph.startswith(("#", "|", "<", "$$")):
         return ""
     kept = []
     for sentence in SENTENCE.split(one_line(paragraph)):
-        if kept and (len(" ".join([*kept, sentence]).split()) > most or sentence.rstrip('*"').endswith("?")):
-            break  # a question leads on to the next experiment
+        if kept and (len(" ".join([*kept, sentence]).split()) > most or sentence.rstrip('*"').endswith(("?", ":"))):
+            break  # a question or a colon leads on to what comes next
         kept.append(sentence)
     return " ".join(kept)
 
@@ -256,7 +258,7 @@ def answer_after(cells, index):
                 return text
             break
         shown.append(cell)
-    printed = [line.strip() for cell in shown for line in lines_printed(cell) if not cell.figures]
+    printed = [line.strip() for cell in shown for line in lines_printed(cell)]
     if printed:
         return " · ".join(f"`{one_line(line)}`" for line in printed[:PRINTED])
     drawn = [output.metadata["image/png"]["alt"] for cell in shown for output in cell.figures]
