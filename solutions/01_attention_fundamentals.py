@@ -64,7 +64,7 @@
 #   figure only (3) · 1.4: dictionary, soft dictionary, where q, k and v come from (11) · 1.5: flow figure, loop equals
 #   matrix (6) · 1.6: overflow, the scale on the sentence (5) · say what 1A asks (3).
 # - *At home after hour 1.* 1A, the timeline of 1.1, and 1.7 with a pencil: all are taught by then.
-# - *Hour 2 (40).* 1.7 compared (3) · 1.9: masks, the leak, the mask that comes too late (9) · 1.10: the shape contract of
+# - *Hour 2 (40).* 1.7: compared, or done now where nobody has (3) · 1.9: masks, the leak, the mask that comes too late (9) · 1.10: the shape contract of
 #   1D (3) · 1.11: the loop in eight lines (6) · 1.13: the table of bugs, guess each line first (8) · 1.14: coalescing,
 #   bytes of three kernels and of one (7) · 1.15: the two curves (4).
 # - *At home after hour 2.* 1C, 1D, 1E. For volunteers 1B, 1F, 1G.
@@ -111,7 +111,7 @@ for sentence in (tired, tired.replace("tired", "wide")):
     rows.append(maps[3, 1, tokens.index("it")])  # layer 3, head 1: two words of 1.4
 tokens[tokens.index("wide")] = "tired/wide"
 plotting.heatmap(np.stack(rows), ["it ... tired", "it ... wide"], tokens,
-                 title='Another last word, and "it" leaves the animal')
+                 title='Another last word, and "it" looks less at the animal')
 plotting.show('Two rows of weights of the word "it" over sixteen tokens: with "tired" '
               '0.68 lies on "animal", with "wide" 0.28.')
 
@@ -161,15 +161,15 @@ for memory, steps in ("attention", 300), ("window", 300), ("RNN", 500), ("LSTM",
     print(f"{memory:9s}", *shown, f" least {accuracy[memory].min():.1f} (chance 0.1)")
 plotting.curves(accuracy, xlabel="k: how many steps before the last symbol",
                 ylabel="accuracy (3 seeds)", threshold=1 / 8, threshold_name="chance",
-                title="Far back, window and RNN guess, LSTM partly, attention knows")
+                title="From k = 7: window and RNN near chance, LSTM between, attention right")
 plotting.show("Accuracy against the lag k: attention stays at 1, the window drops to "
               "chance at 4, the RNN to 0.2 by 7, the LSTM falls slowly and rises.")
 
 # %% [markdown]
-# The window answers what it sees. The RNN rewrites its state at each step; after six or so little is left. The LSTM
-# spreads its 32 numbers over the whole stream: worse on recent symbols, better on old ones, good at the very first, which
-# meet an empty state. Attention hands over nothing in advance: it goes to the place when the question is known. (A
-# convolution is a window that slides, a Transformer attention in layers.)
+# The window answers what it sees. The RNN has little left after six steps. The LSTM is worse on recent symbols, better on
+# old ones and good at the very first; attention is right everywhere. An RNN rewrites its state at each step; an LSTM spreads
+# its 32 numbers over the whole stream, and the first symbols meet an empty state. Attention hands over nothing in advance:
+# it goes to the place when the question is known. (A convolution is a window that slides, a Transformer attention in layers.)
 #
 # ### 1.3 Why direct connections matter
 #
@@ -193,7 +193,7 @@ for name, curves in norms.items():
     print(f"{name:20s} one step: × {np.exp(slope):.2f}  49: × {np.exp(49 * slope):.0e}")
 plotting.curves(norms, x=np.arange(1, 50), log_y=True, xlabel="distance $T - t$",
                 ylabel=r"norm of $\partial\,\mathrm{out}_T / \partial x_t$",
-                title="RNN and LSTM start out losing the gradient; the others keep it")
+                title="RNN and LSTM lose the gradient; open gates or attention keep it")
 plotting.show("Norm of the Jacobian against distance, logarithmic: falling lines for "
               "RNN and LSTM, flat ones for attention and an LSTM with open gates.")
 
@@ -753,7 +753,7 @@ same = torch.autograd.gradcheck(partial(attention_torch, mask=mask), few)
 print(f"gradient of a row that sees nothing {d_q[2].abs().max():.1f}, of others up to "
       f"{d_q.abs().max():.2f}; as finite differences: {same}")
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # ### 1.11 The training loop, once
 #
 # **How do the projections get their numbers?** The network answers with **logits**: a number for each possible answer,
@@ -847,7 +847,7 @@ plotting.show("Training loss against steps: from 2.1 nats down to nearly zero.")
 # %% [markdown]
 # *Predict.* Sixteen questions, sixteen places: sketch the learned weights.
 
-# %% tags=["slide"]
+# %%
 stream, _ = next(recall_streams(seed=5))
 with torch.no_grad():
     learned = recall.attend(recall.symbol(stream))[0].numpy()  # (16 questions, 16)
@@ -939,7 +939,8 @@ for name in bugs if smollm else ():
 
 # %% [markdown]
 # A model that sees the future predicts it: "no mask" and "one future token seen" have a loss *below* the right one. When
-# they write there is no future to see, and the first of them babbles. Two wrong models still answer "Berlin". So a good
+# they write there is no future to see, and the first of them babbles. Two wrong models still answer "Berlin", and *own token not seen*
+# writes what the right one writes. So a good
 # loss proves little, and a good text less. **Compare the numbers with a reference first, then the loss, then the text.**
 
 # %% [markdown]
@@ -1079,7 +1080,7 @@ for name, report in (("one thread a row", strided), ("one warp a row", warps)):
     print(f"{name:17s} asks for {report.global_loaded:,} bytes and fetches "
           f"{report.sectors_loaded * 32:,}, if nothing is cached")
 
-# %% [markdown]
+# %% [markdown] tags=["slide"]
 # #### Three kernels, counted
 #
 # The formula of section 1.5, a kernel for each line (their code, ten lines each: Behind the scenes). With $n$ queries, $m$
@@ -1262,7 +1263,7 @@ plotting.show("Alignment of an English number with its German translation: mostl
               "largest weight of each row is framed.")
 
 # %% [markdown]
-# A frame marks the largest weight of a row. Units and tens are looked up almost without exception; *hundert*, *tausend*
+# It crosses where German says the unit first (a frame marks the largest weight of a row). Units and tens are looked up almost without exception; *hundert*, *tausend*
 # less often, and are right all the same: the neighbours' states have read the whole sentence. **Weights show where the
 # model looked, not why it was right.** (Section 1.17 opens this translator.)
 #
@@ -1293,7 +1294,8 @@ print("is_causal, one new query:            ", top_left[0, 0].numpy())
 print("this course, causal:                 ", ours[0, 0])
 
 # %% [markdown]
-# In the first, True means *may attend*, as here; in `nn.MultiheadAttention` it means *blocked*. And `is_causal` aligns
+# Halves on the first two keys, halves on the last two, all on the first, a quarter each. In PyTorch's function True means
+# *may attend*, as here; in `nn.MultiheadAttention` it means *blocked*. And `is_causal` aligns
 # its triangle at the top left, as if the new token stood at position 0: wrong with a cache of keys (lecture 05).
 #
 # ## What you can do now
@@ -1301,10 +1303,10 @@ print("this course, causal:                 ", ours[0, 0])
 # You can write attention, $O=\text{softmax}(QK^\top/\sqrt d)\,V$, with masks and without overflow. You can build it as
 # a layer, train it, test it, and put it into a language model. You can count its bytes and say why one kernel beats three.
 
-# %% tags=["slide"]
+# %%
 found = [weights[it], layer_weights[it], weights32[it], rows[0]]
 plotting.heatmap(np.stack(found), ["NumPy", "PyTorch", "CUDA", "the model"], tokens,
-                 title='"It", computed four times: 0.68 on the animal')
+                 ylabel="computed by", title='"It", computed four times: 0.68 on the animal')
 plotting.show('Four equal rows of weights of the word "it": from NumPy, PyTorch, CUDA '
               'and the model itself.')
 

@@ -122,7 +122,7 @@ def test_a_prediction_may_end_its_line():
     assert taught.PREDICT.split("Text. *Predict.*\nWhat?") == ["Text. ", "What?"]
 
 
-@pytest.mark.parametrize("found", SECOND, ids=lambda found: found.lecture.name)
+@pytest.mark.parametrize("found", LECTURES, ids=lambda found: found.lecture.name)
 def test_every_question_of_the_core_is_a_prediction_with_an_answer_to_it(found):
     asking = [cell for cell in found.view.core if cell.kind == "markdown" and "Predict." in cell.source]
     assert len(found.predictions) == len([cell for cell in asking if cell.place > 1])  # the title cell speaks of them
