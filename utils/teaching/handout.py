@@ -3,6 +3,7 @@
 What the worked example asks is answered on the page of answers: a learner who does it with a pencil does not see it first.
 """
 
+import ast
 import html
 import re
 
@@ -50,6 +51,15 @@ def worked_example(lecture):
     return found
 
 
+def without_pictures(code):
+    """Code less its calls of `plotting`, whose titles and captions say what comes out."""
+    lines = code.splitlines()
+    for part in reversed(ast.parse(code).body):
+        if ast.unparse(part).startswith("plotting."):
+            del lines[part.lineno - 1 : part.end_lineno]
+    return "\n".join(lines).rstrip()
+
+
 def _worked_example(lecture):
     """(HTML up to what is asked, HTML of what comes out), the second for the page of answers; all in the first where
     nothing is asked."""
@@ -60,7 +70,7 @@ def _worked_example(lecture):
             if PREDICT.search(text):
                 outcome.append("<h3>The worked example</h3>")
             continue
-        asked.append(f"<pre><code>{html.escape(text)}</code></pre>")
+        asked.append(f"<pre><code>{html.escape(without_pictures(text))}</code></pre>")
         found = outcome or asked
         if printed := lines_printed(cell):
             found.append(f"<pre>{html.escape(chr(10).join(printed))}</pre>")
