@@ -161,7 +161,8 @@ for memory, steps in ("attention", 300), ("window", 300), ("RNN", 500), ("LSTM",
     print(f"{memory:9s}", *shown, f" least {accuracy[memory].min():.1f} (chance 0.1)")
 plotting.curves(accuracy, xlabel="k: how many steps before the last symbol",
                 ylabel="accuracy (3 seeds)", threshold=1 / 8, threshold_name="chance",
-                title="From k = 7: window and RNN near chance, LSTM between, attention right")
+                title="From k = 7: window and RNN near chance, LSTM between, "
+                      "attention right")
 plotting.show("Accuracy against the lag k: attention stays at 1, the window drops to "
               "chance at 4, the RNN to 0.2 by 7, the LSTM falls slowly and rises.")
 
@@ -1306,7 +1307,8 @@ print("this course, causal:                 ", ours[0, 0])
 # %%
 found = [weights[it], layer_weights[it], weights32[it], rows[0]]
 plotting.heatmap(np.stack(found), ["NumPy", "PyTorch", "CUDA", "the model"], tokens,
-                 ylabel="computed by", title='"It", computed four times: 0.68 on the animal')
+                 ylabel="computed by",
+                 title='"It", computed four times: 0.68 on the animal')
 plotting.show('Four equal rows of weights of the word "it": from NumPy, PyTorch, CUDA '
               'and the model itself.')
 
