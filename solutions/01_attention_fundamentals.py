@@ -64,9 +64,9 @@
 #   figure only (3) · 1.4: dictionary, soft dictionary, where q, k and v come from (11) · 1.5: flow figure, loop equals
 #   matrix (6) · 1.6: overflow, the scale on the sentence (5) · say what 1A asks (3).
 # - *At home after hour 1.* 1A, the timeline of 1.1, and 1.7 with a pencil: all are taught by then.
-# - *Hour 2 (40).* 1.7: compared, or done now where nobody has (3) · 1.9: masks, the leak, the mask that comes too late (9) · 1.10: the shape contract of
-#   1D (3) · 1.11: the loop in eight lines (6) · 1.13: the table of bugs, guess each line first (8) · 1.14: coalescing,
-#   bytes of three kernels and of one (7) · 1.15: the two curves (4).
+# - *Hour 2 (40).* 1.7: compared, or done now where nobody has (3) · 1.9: masks, the leak, the mask that comes too late
+#   (9) · 1.10: the shape contract of 1D (3) · 1.11: the loop in eight lines (6) · 1.13: the table of bugs, guess each
+#   line first (8) · 1.14: coalescing, bytes of three kernels and of one (7) · 1.15: the two curves (4).
 # - *At home after hour 2.* 1C, 1D, 1E. For volunteers 1B, 1F, 1G.
 # - *Board.* $O = \text{softmax}(QK^\top/\sqrt d)\,V$ with the shapes under each letter; the flow figure of 1.5.
 # - *Always works.* In 1.9 the class chooses another place and another loud number: the rows before it never change. With
@@ -161,16 +161,16 @@ for memory, steps in ("attention", 300), ("window", 300), ("RNN", 500), ("LSTM",
     print(f"{memory:9s}", *shown, f" least {accuracy[memory].min():.1f} (chance 0.1)")
 plotting.curves(accuracy, xlabel="k: how many steps before the last symbol",
                 ylabel="accuracy (3 seeds)", threshold=1 / 8, threshold_name="chance",
-                title="From k = 7: window and RNN near chance, LSTM between, "
-                      "attention right")
+                title="From k = 7 window and RNN guess; LSTM between, attention right")
 plotting.show("Accuracy against the lag k: attention stays at 1, the window drops to "
               "chance at 4, the RNN to 0.2 by 7, the LSTM falls slowly and rises.")
 
 # %% [markdown]
-# The window answers what it sees. The RNN has little left after six steps. The LSTM is worse on recent symbols, better on
-# old ones and good at the very first; attention is right everywhere. An RNN rewrites its state at each step; an LSTM spreads
-# its 32 numbers over the whole stream, and the first symbols meet an empty state. Attention hands over nothing in advance:
-# it goes to the place when the question is known. (A convolution is a window that slides, a Transformer attention in layers.)
+# The window answers what it sees. The RNN has little left after six steps. The LSTM is worse on recent symbols, better
+# on old ones and good at the very first; attention is right everywhere. An RNN rewrites its state at each step; an LSTM
+# spreads its 32 numbers over the whole stream, and the first symbols meet an empty state. Attention hands over nothing
+# in advance: it goes to the place when the question is known. (A convolution is a window that slides, a Transformer
+# attention in layers.)
 #
 # ### 1.3 Why direct connections matter
 #
@@ -666,8 +666,8 @@ for name, weigh in (("before", lambda q, k: attention_weights(q, k, causal=True)
 
 # %% [markdown]
 # With a right mask rows 0 to 2 are the same to the last bit. The late one leaks into every row (the forbidden key is still
-# in the denominator). Papers write $\text{softmax}(QK^\top+M)$ with $M$ of 0 and $-\infty$; the scale is left out for
-# brevity, and belongs on $QK^\top$ alone. And a row that may look nowhere? Zero in this course, with gradient zero: one nan
+# in the denominator). Papers write $\text{softmax}(QK^\top+M)$ with $M$ of 0 and $-\infty$; the scale belongs on
+# $QK^\top$ alone. And a row that may look nowhere? Zero in this course, with gradient zero: one nan
 # spreads through a batch at the next mean.
 
 # %% [markdown]
@@ -908,8 +908,8 @@ test_attention = check("1F", test_attention)
 # %% [markdown]
 # ### 1.13 Into a real model
 #
-# **Does your function carry a language model?** SmolLM2 has 135 million parameters in 30 layers of 9 heads, and reads and
-# writes English. All its attention goes through one function, and we put yours there.
+# **Does your function carry a language model?** SmolLM2 has 135 million parameters in 30 layers of 9 heads. All its attention
+# goes through one function: yours.
 
 # %% tags=["language-model"]
 from utils import language_model
@@ -923,10 +923,8 @@ def mine(q, k, v, causal=True):
 _ = language_model.put_in(smollm, attention=language_model.on_arrays(mine))
 
 # %% [markdown]
-# Now six bugs are planted in that one place, and every shape stays: no scale; scale $1/d$; softmax over the
-# queries; no mask; one future token seen; own token not seen. The model continues
-# "... The capital of Germany is". "Loss" is that of the next token, on 256
-# tokens of prose; right is 2.78.
+# Now six bugs are planted in that one place (the next cell names them), and every shape stays. The model continues
+# "... The capital of Germany is". "Loss" is that of the next token, on 256 tokens of prose; right is 2.78.
 #
 # *Predict.* Which of the six makes the loss *better* than right, and why is that bad news? Which one would you not notice
 # from the text?
@@ -939,10 +937,10 @@ for name in bugs if smollm else ():
     print(f"{name:25s} loss {found.loss:4.1f}   writes {found.text!r}")
 
 # %% [markdown]
-# A model that sees the future predicts it: "no mask" and "one future token seen" have a loss *below* the right one. When
-# they write there is no future to see, and the first of them babbles. Two wrong models still answer "Berlin", and *own token not seen*
-# writes what the right one writes. So a good
-# loss proves little, and a good text less. **Compare the numbers with a reference first, then the loss, then the text.**
+# A model that sees the future predicts it: "no mask" and "one future token seen" have a loss *below* the right one.
+# When they write there is no future to see, and the first of them babbles. Two wrong models still answer "Berlin", and
+# *own token not seen* writes what the right one writes. **Compare the numbers with a reference first, then the loss,
+# then the text.**
 
 # %% [markdown]
 # ## Part 4 · CUDA: where the bytes go
@@ -1084,7 +1082,7 @@ for name, report in (("one thread a row", strided), ("one warp a row", warps)):
 # %% [markdown] tags=["slide"]
 # #### Three kernels, counted
 #
-# The formula of section 1.5, a kernel for each line (their code, ten lines each: Behind the scenes). With $n$ queries, $m$
+# The formula of section 1.5, a kernel for each line (their code: Behind the scenes). With $n$ queries, $m$
 # keys, $d$ entries of four bytes, and nothing kept between uses:
 #
 # |kernel|reads|writes|
@@ -1264,16 +1262,16 @@ plotting.show("Alignment of an English number with its German translation: mostl
               "largest weight of each row is framed.")
 
 # %% [markdown]
-# It crosses where German says the unit first (a frame marks the largest weight of a row). Units and tens are looked up almost without exception; *hundert*, *tausend*
-# less often, and are right all the same: the neighbours' states have read the whole sentence. **Weights show where the
-# model looked, not why it was right.** (Section 1.17 opens this translator.)
+# It crosses where German says the unit first (a frame marks the largest weight of a row). Units and tens are nearly
+# always looked up; *hundert*, *tausend* less often, and are still right: the neighbours' states have read the
+# whole sentence. **Weights show where the model looked, not why it was right.** (Section 1.17 opens this translator.)
 #
 # ### 1.16 In use
 #
 # **What do you call on Monday?** In PyTorch `F.scaled_dot_product_attention(q, k, v)`, tensors `(batch, heads, seq,
 # d_head)`: it chooses a fast kernel, scales by $1/\sqrt d$ and returns no weights. `flex_attention` compiles masks of
-# your own (lecture 07); `flash-attn` is the kernel of lecture 06 as a package; transformers calls one of these
-# (`attn_implementation=`), vLLM its own, with a cache (lecture 05).
+# your own (lecture 07); `flash-attn` is the kernel of lecture 06 as a package; transformers calls one of these,
+# vLLM its own, with a cache (lecture 05).
 #
 # **Trap.** *"A mask is a mask."* **Trap.** *"`is_causal=True` is a causal mask."* One query, four keys, equal scores, and
 # values such that the output *is* the weights.
@@ -1295,9 +1293,9 @@ print("is_causal, one new query:            ", top_left[0, 0].numpy())
 print("this course, causal:                 ", ours[0, 0])
 
 # %% [markdown]
-# Halves on the first two keys, halves on the last two, all on the first, a quarter each. In PyTorch's function True means
-# *may attend*, as here; in `nn.MultiheadAttention` it means *blocked*. And `is_causal` aligns
-# its triangle at the top left, as if the new token stood at position 0: wrong with a cache of keys (lecture 05).
+# Halves on the first two keys, halves on the last two, all on the first, a quarter each. In the first, True
+# means *may attend*, as here; in `nn.MultiheadAttention` it means *blocked*. And `is_causal` aligns its triangle at the
+# top left, as if the new token stood at position 0: wrong with a cache (lecture 05).
 #
 # ## What you can do now
 #
