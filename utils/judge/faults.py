@@ -1,10 +1,10 @@
 """What went wrong in an answer, in words: an exception, or what a kernel did."""
 
 import linecache
+import os
 import re
 import sysconfig
 import textwrap
-from pathlib import Path
 
 from utils.judge.result import Failed
 from utils.paths import ROOT
@@ -48,11 +48,11 @@ def in_full(message):
 
 
 def _in_short(message):
-    return textwrap.shorten(message.split("\n")[0], 80, placeholder=" ...")
+    return textwrap.shorten(message.split("\n")[0], 75, placeholder=" ...")
 
 
 def _installed(file):
     """Whether a file belongs to Python, to an installed package or to the course: its lines are not the learner's."""
     paths = sysconfig.get_paths()
-    ours = (str(Path(__file__).parent), str(ROOT / "attention"))
+    ours = (f"{ROOT / folder}{os.sep}" for folder in ("utils", "attention"))
     return any(file.startswith(folder) for folder in (paths["stdlib"], paths["purelib"], paths["platlib"], *ours))
