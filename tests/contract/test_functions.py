@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from attention import flash, fundamentals, grouped_query, kv_cache, long_context, multi_head, rotary, sparse
+from attention import (
+    differential,
+    flash,
+    fundamentals,
+    grouped_query,
+    kv_cache,
+    linear,
+    long_context,
+    mixture,
+    multi_head,
+    rotary,
+    sparse,
+)
 
 INF = math.inf
 
@@ -166,6 +178,54 @@ def test_a_mask_may_be_of_the_other_kind():
         (sparse.block_sparse_attention_torch(*tensors, blocks, 2), fundamentals.attention_numpy(q, k, v, there)),
     ):
         np.testing.assert_allclose(found, exact, atol=1e-12)
+
+
+@pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("window", [1, np.int64(3), 70])
+def test_a_window_of_the_kernel_is_its_mask(lead, window):
+    rng = np.random.default_rng(0)
+    for n, m in ((9, 9), (5, 150), (150, 5), (9, 0), (0, 9)):
+        q, k, v = (rng.standard_normal((*lead, rows, d)) for rows, d in ((n, 4), (m, 4), (m, 2)))
+        expected = fundamentals.attention_numpy(q, k, v, sparse.sliding_window_mask(n, m, window))
+        np.testing.assert_allclose(sparse.sliding_window_attention_cuda(q, k, v, window), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [0, -1, True, 1.5])
+def test_a_window_is_a_positive_whole_number(window):
+    with pytest.raises(ValueError, match="window must be a positive whole number"):
+        sparse.sliding_window_attention_cuda(*np.ones((3, 2, 4)), window)
+
+
+def test_the_skip_of_a_scan_is_of_the_kind_of_the_rest_and_a_text_without_tokens_has_gradients():
+    x, delta, a, b, c = (np.ones(shape) for shape in ((1, 3, 2), (1, 3, 2), (2, 4), (1, 3, 4), (1, 3, 4)))
+    tensors = [torch.from_numpy(array) for array in (x, delta, -a, b, c)]
+    for scan, given, d in (
+        (linear.selective_scan_numpy, (x, delta, -a, b, c), torch.ones(2)),
+        (linear.selective_scan_torch, tensors, np.ones(2)),
+    ):
+        with pytest.raises(TypeError, match="^d must be "):
+            scan(*given, d)
+    empty = [t if t is tensors[2] else t[:, :0].clone() for t in tensors]
+    y = linear.selective_scan_torch(*(t.requires_grad_() for t in empty))
+    gradients = torch.autograd.grad(y.sum(), empty)
+    assert [g.shape for g in gradients] == [t.shape for t in empty] and not any(g.any() for g in gradients)
+
+
+def test_the_difference_of_two_maps_in_half_precision_is_taken_in_single():
+    rng = np.random.default_rng(0)
+    q1, k1, q2, k2 = (rng.standard_normal((1, 5, 4)).astype(np.float16) for _ in range(4))
+    v = (1000 + rng.standard_normal((1, 5, 3))).astype(np.float16)
+    exact = differential.differential_attention_numpy(*(a.astype(float) for a in (q1, k1, q2, k2, v)), 1.0)
+    found = differential.differential_attention_numpy(q1, k1, q2, k2, v, 1.0)
+    np.testing.assert_allclose(found.astype(float), exact, atol=0.01)
+
+
+def test_more_experts_than_columns():
+    rng = np.random.default_rng(0)
+    shapes = (2, 5, 3), (3, 7), (7, 3, 2), (3, 2), (3, 2), (7, 2, 3)
+    given = [rng.standard_normal(shape) for shape in shapes]
+    expected = mixture.mixture_attention_numpy(*given, 2)
+    np.testing.assert_allclose(mixture.mixture_attention_cuda(*given, 2), expected, atol=1e-5)
 
 
 def test_a_part_that_was_not_seen_may_hold_nan():

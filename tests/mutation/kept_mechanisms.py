@@ -6,6 +6,7 @@ from collections import Counter
 from tests.mutation.mechanisms import MODULES
 from utils.paths import ROOT
 
+WORDS = "killed", "equivalent", "survived", "no test", "only asked by an exercise", "cannot be defined"  # warm, survey
 FILE = ROOT / "tests" / "mutation" / "kept_mechanisms.json"
 
 

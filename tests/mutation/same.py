@@ -61,6 +61,9 @@ REASONS = {
         ],
     },
     "long_context": {
+        "numbers other than 0 choose as True does": [
+            "relative_attention_numpy line 10.22: np.tri(n_queries, n_keys, n_keys - n_... without dtype",
+        ],
         SUBTRACTED: [
             "softmax_rows_torch line 9.29: 0.0 becomes -1.0",
             "softmax_rows_torch line 9.29: 0.0 becomes 1.0",
@@ -98,12 +101,25 @@ REASONS = {
         ],
     },
     "grouped_query": {
+        "what is called next takes arrays too": [
+            "grouped_query_attention_torch line 8.11: torch.from_numpy(mask) if isinstance(... becomes mask",
+        ],
         "one part, merged, is itself": [
             "grouped_query_attention_cuda line 21.8: if n_splits == 1 becomes False",
             "grouped_query_attention_cuda line 21.23: 1 becomes 0",
         ],
         "a few bytes more of shared memory than are needed": [
             "grouped_query_attention_cuda line 24.42: 4 becomes 5",
+        ],
+    },
+    "latent": {
+        "without a row nothing is launched": ["latent_decode_attention_cuda line 13.106: 0 becomes -1"],
+        "what lies behind the end gets the weight 0, whatever finite number stands there": [
+            "latent_decode_attention_torch line 9.61: 0 becomes -1",
+            "latent_decode_attention_torch line 9.61: 0 becomes 1",
+        ],
+        "a few bytes more of shared memory than are needed": [
+            "latent_decode_attention_cuda line 20.47: 4 becomes 5",
         ],
     },
     "flash": {
@@ -174,6 +190,12 @@ REASONS = {
         "any positive size is as good": ["flash_attention_cuda line 15.19: 1 becomes 2"],
     },
     "sparse": {
+        EMPTY: [
+            "block_sparse_attention_cuda line 15.31: 2 becomes 1",
+            "sliding_window_attention_cuda line 13.17: 5 becomes 4",
+            "sliding_window_attention_cuda line 13.40: 2 becomes 1",
+        ],
+        SYMMETRIC: ["sliding_window_attention_cuda line 8.30: (int, np.integer): the first two change places"],
         WRITTEN: ["block_sparse_attention_numpy line 18.10: np.zeros((*lead, n_queries, v.shape[-...: ones instead"],
         "rows are written once more by their own block": ["block_sparse_attention_numpy line 21.49: 1 becomes 2"],
         "without queries or texts nothing is computed": [
@@ -185,6 +207,92 @@ REASONS = {
         ],
         "arrays and tensors on a CPU become the same array": [
             "block_sparse_attention_torch line 15.12: block_mask.cpu().numpy() if isinstanc... becomes np.asarray(block_mask)",
+        ],
+    },
+    "differential": {
+        "two numbers that are the same: one tensor, or one device": [
+            "differential_attention_cuda line 13.31: 0 becomes -1",
+            "differential_attention_cuda line 16.73: 0 becomes -1",
+            "differential_attention_cuda line 16.73: 0 becomes 1",
+        ],
+        "the way for values that are not finite is right for all": [
+            "differential_attention_cuda line 14.4: if not values.isfinite().all() becomes True",
+        ],
+        WIDER: [
+            "differential_attention_cuda line 16.14: torch.as_tensor(lam, dtype=torch.floa... without dtype",
+            "differential_attention_numpy line 12.53: k.astype(work) without .astype",
+            "differential_attention_numpy line 12.69: v.astype(work) without .astype",
+        ],
+        EMPTY: ["differential_attention_cuda line 20.31: 2 becomes 1"],
+    },
+    "mixture": {
+        "what is left out is the default": [
+            "mixture_attention_torch line 8.45: torch.sort(rows @ w_router, dim=-1, d... without dim",
+        ],
+        "torch's sort of short rows is stable on a CPU in any case": [
+            "mixture_attention_torch line 8.45: torch.sort(rows @ w_router, dim=-1, d... without stable",
+            "mixture_attention_torch line 8.105: True becomes False",
+        ],
+        TWO_AXES: [
+            "mixture_attention_torch line 8.77: -1 becomes 1",
+            "mixture_attention_torch line 16.41: -1 becomes 1",
+        ],
+        "the last axis has one entry": ["mixture_attention_torch line 9.56: 0 becomes -1"],
+        SYMMETRIC: [
+            "mixture_attention_torch line 19.13: (rows, w_router, w_q, w_k, w_v, w_o): the first two change places",
+        ],
+        "a sum of nothing is 0": ["mixture_attention_torch line 20.14: out + a.flatten()[:0].sum(): + becomes -"],
+    },
+    "linear": {
+        "the size of a chunk does not change the result": [
+            "linear_attention_numpy line 1.55: 64 becomes 63",
+            "linear_attention_numpy line 1.55: 64 becomes 65",
+            "linear_attention_numpy line 24.55: int(chunk) if finite else 1 becomes 1",
+            "linear_attention_torch line 1.55: 64 becomes 63",
+            "linear_attention_torch line 1.55: 64 becomes 65",
+            "linear_attention_cuda line 1.54: 64 becomes 63",
+            "linear_attention_cuda line 1.54: 64 becomes 65",
+            "linear_attention_torch line 14.23: int(chunk) if finite else 1 becomes 1",
+        ],
+        "only its type is taken": [
+            "linear_attention_numpy line 16.31: np.ones_like(v[..., :1], shape=(*v.sh... without shape",
+            "linear_attention_numpy line 16.46: (..., :1): the first two change places",
+            "linear_attention_numpy line 16.51: :1 without its upper end",
+            "linear_attention_numpy line 16.52: 1 becomes 0",
+            "linear_attention_numpy line 16.52: 1 becomes 2",
+        ],
+        "used where it is causal only": [
+            "linear_attention_numpy line 18.67: 0 becomes -1",
+            "linear_attention_numpy line 18.67: 0 becomes 1",
+            "linear_attention_torch line 10.67: 0 becomes -1",
+            "linear_attention_torch line 10.67: 0 becomes 1",
+        ],
+        "where it is not causal the state holds all keys, and no chunk is left": [
+            "linear_attention_numpy line 21.4: if causal becomes True",
+            "linear_attention_torch line 12.4: if causal becomes True",
+        ],
+        "a later key of nan is cut off by the triangle": [
+            "linear_attention_numpy line 22.17: np.isfinite(k).all(): any instead",
+            "linear_attention_torch line 13.22: k.isfinite().all(): any instead",
+        ],
+        DIVIDED: [
+            "linear_attention_numpy line 29.14: 1 becomes 2",
+            "linear_attention_torch line 25.60: 1 becomes 2",
+            "linear_attention_cuda line 24.61: 1 becomes 2",
+        ],
+        EMPTY: ["linear_attention_cuda line 19.17: 3 becomes 2"],
+        WIDER: ["selective_scan_numpy line 13.21: d.astype(work) without .astype"],
+        "of a text without tokens no number is looked at": [
+            "selective_scan_torch line 12.14: x * delta * a.sum(-1) * (b * c).sum(-...: * becomes /",
+            "selective_scan_torch line 12.14: x * delta * a.sum(-1): * becomes /",
+            "selective_scan_torch line 12.14: x * delta: * becomes /",
+            "selective_scan_torch line 12.32: -1 becomes 1",
+            "selective_scan_torch line 12.39: b * c: * becomes /",
+        ],
+        "a round without queries adds nothing": [
+            "linear_attention_torch line 15.34: n - blind becomes its left side",
+            "linear_attention_torch line 15.34: n - blind: - becomes +",
+            "linear_attention_torch line 15.45: 1 becomes 2",
         ],
     },
 }

@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.mutation import kept_mechanisms, warm
-from tests.mutation.mechanisms import MODULES, changes, definitions, named, path_of
+from tests.mutation.mechanisms import MODULES, changes, definitions, named, names_of, path_of
 from tests.mutation.same import reason
 from utils.cuda.cpu import cache
 from utils.judge.exercise import exercises, lectures
@@ -249,14 +249,14 @@ def _is_row(item, mechanism, way):
 
 
 def try_sample(count, seed, say=print):
-    """[(Change, word, test)] of some mutants of the triples' Python, drawn among those not listed, with the contract's rows
-    alone; what outlives them meets the tests of its lecture."""
-    listed = {f"{name} {mutant}" for name, words in kept_mechanisms.read().items() for mutant in words.get("left", ())}
+    """[(Change, word, test)] of some mutants of the triples' Python, drawn among those that were killed when all were tried:
+    with the contract's rows alone, and what outlives them with the tests of its lecture."""
+    kept = kept_mechanisms.read()
     every = [
         change
         for module in MODULES
-        for change in changes(module, {d.name for d in definitions(module) if _is_triple(d)} or {""})
-        if not reason(change) and f"{module}.{change.name}" not in listed
+        for change in changes(module, _triples(module) or {""})
+        if not reason(change) and change.mutant.name not in kept[f"{module}.{change.definition}"].get("left", ())
     ]
     found = []
 
@@ -277,9 +277,12 @@ def try_sample(count, seed, say=print):
     return found
 
 
-def _is_triple(definition):
-    rows = (ROOT / "tests" / "contract" / "triples.py").parent.glob("*.py")
-    return definition.name.endswith(WAYS) and any(definition.name in path.read_text(encoding="utf-8") for path in rows)
+def _triples(module):
+    """The names of a module's triples whose mutants were all tried, as far as they have a row in the contract."""
+    rows = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "contract").glob("*.py"))
+    kept = kept_mechanisms.read()
+    names = [name for name in names_of(module) if f"{module}.{name}" in kept and name.endswith(WAYS[:2])]
+    return {name for name in names if f"{module}.{name}," in rows}
 
 
 def main(words, arguments):

@@ -48,7 +48,7 @@ def in_full(message):
 
 
 def _in_short(message):
-    return textwrap.shorten(message.split("\n")[0], 75, placeholder=" ...")
+    return textwrap.shorten(message.split("\n")[0], 70, placeholder=" ...")
 
 
 def _installed(file):
