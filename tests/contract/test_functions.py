@@ -279,6 +279,32 @@ def test_the_kernel_of_rope_takes_more_pairs_than_a_block_has_threads_times_a_th
     np.testing.assert_allclose(rotary.apply_rope_cuda(x, positions, frequencies), expected, atol=1e-4)
 
 
+def test_parts_of_very_different_size_merge_and_what_is_no_list_of_parts_is_refused():
+    outs, lses = np.array([[[1.0], [2.0]], [[3.0], [4.0]]]), np.array([[1e4, -1e4], [1e4, 1e4]])
+    out, lse = flash.merge_by_lse(outs, lses)
+    np.testing.assert_allclose(out, [[2.0], [4.0]])
+    np.testing.assert_allclose(lse, [1e4 + math.log(2), 1e4])
+    out, lse = flash.merge_by_lse(outs, np.full((2, 2), -INF))
+    assert out.tolist() == [[0.0], [0.0]] and np.isneginf(lse).all()
+    for wrong in ((outs[:0], lses[:0]), (outs, lses[:1]), (outs[0, 0], lses[0, 0])):
+        with pytest.raises(ValueError):
+            flash.merge_by_lse(*wrong)
+
+
+def test_gates_are_at_least_one_and_at_most_all():
+    logits = np.array([[[0.0, 1.0, 2.0], [2.0, 2.0, 0.0]]])
+    assert mixture.top_k_gates(logits, 3).shape == (1, 2, 3) and mixture.top_k_gates(logits, 1).sum() == 2
+    for k in (0, 4):
+        with pytest.raises(ValueError):
+            mixture.top_k_gates(logits, k)
+
+
+def test_slopes_of_one_head_and_of_none():
+    assert rotary.alibi_slopes(1).tolist() == [2.0**-8]
+    with pytest.raises(ValueError):
+        rotary.alibi_slopes(0)
+
+
 def test_running_maxima_of_integers_are_floats():
     m, total = flash.online_softmax(np.full(2, -INF), np.zeros(2), np.array([[1, 2], [3, 3]]))
     np.testing.assert_allclose(m + np.log(total), np.log(np.exp([[1, 2], [3, 3]]).sum(-1)))
