@@ -17,6 +17,7 @@ import json
 import sys
 
 from tests.mutation import kept as mutants
+from tests.mutation import kept_mechanisms, mechanisms, same
 from tests.mutation.equivalent import EQUIVALENT, EVERYWHERE
 from utils.authoring.usage import MEGABYTES, SECONDS
 from utils.judge.exercise import exercises, lectures, order
@@ -134,6 +135,40 @@ def of_mutants():
     yield "\n".join(said)
 
 
+def of_mechanisms():
+    """For each module of attention/: its definitions, those that were tried, what became of their mutants; and what is left."""
+    kept, rows, waiting, left = kept_mechanisms.read(), [], [], []
+    for module in mechanisms.MODULES:
+        names = [f"{module}.{d.name}" for d in mechanisms.definitions(module)]
+        tried = [name for name in names if name in kept]
+        counts = [sum(kept[name].get(word, 0) for name in tried) for word in kept_mechanisms.WORDS]
+        rows.append((module, len(names), len(tried), *counts))
+        if len(tried) < len(names):
+            waiting.append(f"- {module}: {', '.join(n.split('.', 1)[1] for n in names if n not in kept)}")
+        left += [
+            f"- {name}, {', '.join(f'`{m}`' for m in kept[name]['left'])}" for name in tried if "left" in kept[name]
+        ]
+    rows = with_sums(rows)
+    killed, lost = rows[-1][3], rows[-1][5] + rows[-1][6]
+    yield (
+        f"Of {killed + lost:,} mutants that are not equivalent, and not an exercise's alone, {killed:,} are killed: "
+        f"{100 * killed / max(1, killed + lost):.2f} %. {rows[-1][1] - rows[-1][2]} of {rows[-1][1]} definitions have not "
+        "been tried yet, and nothing is said of them."
+    )
+    yield table(["module", "definitions", "tried", *kept_mechanisms.WORDS], rows)
+    if left:
+        yield "Not killed, and not known to be equivalent:"
+        yield "\n".join(left)
+    if waiting:
+        yield "Not tried yet:"
+        yield "\n".join(waiting)
+    yield "Taken for equivalent:"
+    said = [f"- everywhere, `{name}`: {why}" for name, why in same.EVERYWHERE.items()]
+    for module, reasons in same.REASONS.items():
+        said += [f"- {module}, {', '.join(f'`{name}`' for name in names)}: {why}" for why, names in reasons.items()]
+    yield "\n".join(said)
+
+
 def of_bytes():
     """What tests say whose name has a formula, and bytes, reads or moves."""
     rows = []
@@ -172,6 +207,11 @@ def text(numbers):
         "A mutant is an exercise's solution with one error in the lines that a learner writes: another operator, constant "
         "or axis, a part left out.",
         *of_mutants(),
+        "## Mutants of the mechanisms",
+        "A mutant is a function, a class or a kernel of `attention/` with one error. It is killed by a test of the contract, of "
+        "the third parties or of its lecture that fails, runs too long, or ends its process. Lines count from where the "
+        "definition begins. `python -m tests.mutation attention.flash --keep` tries those of a module again.",
+        *of_mechanisms(),
         "## Bytes",
         "These tests hold the bytes that the CUDA runner counts to a formula, exactly.",
         of_bytes(),

@@ -52,6 +52,7 @@ LATENT = Triple(
         "lengths of 9, 4 and 0": {},
         "one head, one row": dict(batch=1, heads=1, capacity=1, lengths=(1,)),
         "more than one split": dict(batch=2, capacity=300, d_latent=5, lengths=(300, 129)),
+        "more splits than rows or columns": dict(batch=1, heads=1, capacity=600, d_latent=2, lengths=(600,)),
         "more columns than a warp": dict(batch=1, d_latent=37, d_rope=9, lengths=(8,)),
         "no rotated columns": dict(d_rope=0),
         "a scale of 0": dict(scale=0.0),

@@ -59,6 +59,7 @@ LINEAR = Triple(
     linear_inputs,
     plain_linear,
     {
+        "values without columns, normalised": dict(q=(3, 4), k=(7, 4), v=(7, 0), normalise=True),
         "no leading axes": dict(q=(5, 4), k=(7, 4)),
         "one query, one key": dict(q=(1, 4), k=(1, 4)),
         "as many queries as keys": dict(q=(2, 7, 4), k=(2, 7, 4)),
@@ -68,6 +69,7 @@ LINEAR = Triple(
         "normalised": dict(normalise=True),
         "normalised, not causal, more queries than keys": dict(q=(2, 9, 4), k=(2, 4, 4), causal=False, normalise=True),
         "normalised, some queries without a key": dict(q=(2, 9, 4), k=(2, 4, 4), normalise=True),
+        "more queries than keys, a chunk of 2": dict(q=(2, 9, 4), k=(2, 4, 4), chunk=2),
         "more columns than a slice": dict(q=(1, 9, 3), k=(1, 9, 3), d_v=150),
         "keys shared by the batch": dict(q=(3, 5, 4), k=(1, 7, 4), v=(7, 2)),
         "values bring the batch": dict(q=(5, 4), k=(7, 4), v=(3, 7, 2)),

@@ -8,6 +8,7 @@ import torch
 
 from tests.contract.rows import TRIPLES
 from tests.contract.triples import changed, plain_attention
+from utils.cuda import Kernel
 
 FLOATS = {"float64": 1e-10, "float32": 1e-5, "float16": 1e-2, "bfloat16": 3e-2}  # tolerance, of the largest value
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
@@ -185,6 +186,10 @@ def test_nan_and_infinity_that_are_looked_at_are_not_hidden(row, way):
         at = (int(arguments["block_table"][0, 0]), 0) if "block_table" in arguments else (0,)
         arguments[name][at] = value
         assert not np.isfinite(numbers(run(row, way, arguments))[0][0]).any()
+    if "k" in row.floats:  # one number of a key is enough
+        arguments = row.inputs(rng())
+        arguments["k"][..., 0, 1] = math.nan
+        assert np.isnan(numbers(run(row, way, arguments))[0]).all()
 
 
 @every_way
@@ -240,6 +245,25 @@ def test_a_tensor_is_refused_by_numpy_and_an_array_by_torch(row):
     for way, other in (("numpy", "torch"), ("torch", "numpy")):
         with pytest.raises(TypeError, match="must be a"):
             function(row, way)(**prepared(row, other, arguments))
+
+
+@every_row
+def test_the_launches_of_a_wrapper_hold_under_the_runners_checks(row, monkeypatch):
+    """Grids, blocks and bytes of shared memory: what a plain run on a CPU does not notice, and a GPU does."""
+    launched = []
+
+    def checked(kernel, grid, block, shared, arguments):
+        report = kernel._check(grid, block, shared, arguments)
+        assert report.ok, report.complaint()
+        launched.append(kernel.name)
+
+    monkeypatch.setattr(Kernel, "_fast", checked)
+    for case in row.cases.values():
+        arguments = row.inputs(rng(), **case)
+        results = run(row, "cuda, tensors", arguments, "float32")
+        exact = {key: value for key, value in arguments.items() if key not in ("block_q", "block_k")}
+        assert_close(numbers(results), row.reference(**exact), 1e-5)
+    assert launched
 
 
 LIMITS = [pytest.param(row, check, id=f"{row.name}: {name}") for row in TRIPLES for name, check in row.limits.items()]

@@ -204,7 +204,11 @@ FLASH = Triple(
     flash.flash_attention_cuda,
     attention_inputs,
     plain_attention,
-    LEADING | {"small blocks": dict(causal=True, block_q=2, block_k=3)},
+    LEADING
+    | {
+        "small blocks": dict(causal=True, block_q=2, block_k=3),
+        "small blocks, more queries than keys": dict(q=(2, 9, 4), k=(2, 4, 4), causal=True, block_q=2, block_k=3),
+    },
     NOTHING_THERE,
     ("q", "k", "v"),
     ("q", None),

@@ -11,11 +11,11 @@ import pytest
 from attention.fundamentals import causal_mask
 from utils.check import TOLERANCE, close, difference, progress
 from utils.judge import progress as kept
-from utils.judge import wire
-from utils.judge.exercise import exercises
+from utils.judge import show, wire
+from utils.judge.exercise import exercises, find
 from utils.judge.faults import failed
 from utils.judge.report import lines
-from utils.judge.result import Mistake
+from utils.judge.result import Mistake, Property
 from utils.judge.show import where
 from utils.paths import ROOT
 
@@ -93,6 +93,27 @@ def test_in_a_notebook_the_learners_own_line_is_shown_by_its_number_within_the_c
     text = "".join(output.text for output in notebook.cells[-1].outputs)
     assert "NO   IndexError in line 3\n" in text
     assert "    line 3: return x.shape[9]\n    IndexError: tuple index out of range\n" in text
+
+
+def test_a_line_of_the_courses_own_is_not_shown_as_the_learners():
+    """What is called wrongly raises in attention/ or in utils/; the line is that of the call."""
+    packed = find("6E")
+
+    class Values(packed.reference()):
+        def forward(self, x, starts):
+            from attention.flash import flash_attention_torch
+
+            q = x @ self.w_q
+            return flash_attention_torch(q[None, 1:], q[None, 1:], q[None])[0]
+
+    text = "\n".join(lines(packed, packed.judge(Values)))
+    assert "return flash_attention_torch(q[None, 1:], q[None, 1:], q[None])[0]" in text
+    assert "*args, **kwargs" not in text
+
+
+def test_an_object_is_shown_without_its_address():
+    assert show.text([object(), Property]) == "[<object object>, <class 'utils.judge.result.Property'>]"
+    assert show.text(kept.__loader__) == "<SourceFileLoader object>"
 
 
 def calls_a_lecture_wrongly(x, axis=-1):

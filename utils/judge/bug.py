@@ -91,9 +91,26 @@ class BugExercise(Exercise):
                 result.hint = mutant.hint
             result.rows.append(row)
             stopped = stopped or (row.holds is False and "survived" not in row.why)
-        if all(row.holds is False for row in result.rows[len(self.rights) :]):
+        if all(row.holds is False for row in result.rows[len(self.rights) :]) and not self._compares():
             result.hint = NOTHING_CHECKED
         return result
+
+    def _compares(self):
+        """Whether the test says no to the right code's numbers, one added to each: then it compares, with too little."""
+        right = self.rights[0]
+
+        def code(*args, **kwargs):
+            result = right(*args, **kwargs)
+            try:
+                return tuple(part + 1 for part in result) if isinstance(result, tuple) else result + 1
+            except TypeError:
+                return result
+
+        code.__name__ = code.__qualname__ = self.subject
+        try:
+            return worker.ask((code,), {}).error is not None
+        except Stopped:
+            return True
 
     def _row(self, result, name, code, wanted):
         """One row: whether the test raises for this code, as it should or should not."""

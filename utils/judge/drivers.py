@@ -78,13 +78,27 @@ def module(make_module, make, values, copy, args, kwargs, with_gradients, of_par
 
 
 def work(make_module, make, values, copy, args):
-    """The floating-point operations of the matrix products in a module's forward, as torch counts them."""
+    """The floating-point operations of a module's forward: of its matrix products, as torch counts them, and of other
+    products, which may stand for one: two for each number that is made."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # a CPU's fused kernel is not counted
+    class Products(TorchDispatchMode):
+        made = 0
+
+        def __torch_dispatch__(self, function, types, given=(), options=None):
+            result = function(*given, **(options or {}))
+            if function.__name__.split(".")[0] in ("mul", "mul_", "div", "div_", "addcmul", "addcmul_"):
+                self.made += result.numel()
+            return result
+
+    # A CPU's fused kernel is not counted.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, Products() as products:
+        _made(make_module, make)
+        products.made *= -1  # weights are scaled when they are drawn: that is no part of the forward
         module(make_module, make, values, copy, args, {}, False, False)
-    return Named(operations=counter.get_total_flops())
+    return Named(operations=counter.get_total_flops() + 2 * products.made)
 
 
 def by_name(built, values):

@@ -5,7 +5,6 @@ import os
 import re
 import sysconfig
 import textwrap
-from pathlib import Path
 
 from utils.judge.result import Failed
 from utils.paths import ROOT
@@ -49,13 +48,13 @@ def in_full(message):
 
 
 def _in_short(message):
-    return textwrap.shorten(message.split("\n")[0], 80, placeholder=" ...")
+    return textwrap.shorten(message.split("\n")[0], 70, placeholder=" ...")
 
 
 def _installed(file):
     """Whether a file belongs to Python, to an installed package or to the course: its lines are not the learner's."""
     paths = sysconfig.get_paths()
-    ours = (str(Path(__file__).resolve().parent), str(ROOT.resolve() / "attention"))
+    ours = (f"{(ROOT / folder).resolve()}{os.sep}" for folder in ("utils", "attention"))
     folders = paths["stdlib"], paths["purelib"], paths["platlib"], *ours
     names = file, os.path.realpath(file)  # a notebook's path to the course goes through ".."
     return any(name.startswith(folder) for name in names for folder in folders)

@@ -93,7 +93,7 @@ class ModuleTrial(Trial):
         return self._ask(args, kwargs, make or {}, with_gradients=True)
 
     def work(self, *args, **make):
-        """The floating-point operations of the module's matrix products for these inputs."""
+        """The floating-point operations of the module's products, of matrices and of numbers, for these inputs."""
         make, values, copy = self._given(make)
         call = Call(make, lambda answer: drivers.work(answer, make, values, copy, args))
         counted = int(self.reply_to(call, (make, values, copy, args), {}, "work").values[0].array)

@@ -9,11 +9,15 @@ RIGHT, WRONG, right, wrong = collect()
 
 @right("2A")
 def heads_by_transposes(x, n_heads):
+    if n_heads == 0 or x.shape[-1] % n_heads:
+        raise ValueError
     return x.swapaxes(-1, -2).reshape(*x.shape[:-2], n_heads, x.shape[-1] // n_heads, x.shape[-2]).swapaxes(-1, -2)
 
 
 @right("2A")
 def heads_one_by_one(x, n_heads):
+    if n_heads not in range(1, 10**6) or x.shape[-1] % n_heads > 0:
+        raise ValueError(f"{n_heads} heads")
     d_head = x.shape[-1] // n_heads
     parts = [x[..., i * d_head : (i + 1) * d_head] for i in range(n_heads)]
     if isinstance(x, np.ndarray):
@@ -38,6 +42,18 @@ def heads_as_an_array(x, n_heads):
 def heads_by_moveaxis(x, n_heads):
     *lead, seq, width = x.shape
     return np.moveaxis(np.reshape(x, (*lead, seq, n_heads, width // n_heads)), -2, -3)
+
+
+@wrong("2A", "4 columns in 3 heads: the docstring promises a ValueError")
+def heads_that_lose_a_column(x, n_heads):
+    d_head = x.shape[-1] // n_heads
+    return x[..., : n_heads * d_head].reshape(*x.shape[:-1], n_heads, d_head).swapaxes(-3, -2)
+
+
+@wrong("2A", "4 columns in 3 heads: the docstring promises a ValueError")
+def heads_without_a_sentence_for_tensors(x, n_heads):
+    """The check at the top is lost: NumPy still raises a ValueError, torch a RuntimeError."""
+    return x.reshape(*x.shape[:-1], n_heads, x.shape[-1] // n_heads).swapaxes(-3, -2)
 
 
 @wrong("2A", "A reshape never moves a number")

@@ -124,6 +124,12 @@ def ends_only(place):
     assert got.tolist() == [[77, 1, 2, 3, 4], [5, 6, 7, 8, 88]]
 
 
+@wrong("4B", "What do you expect for a depth of 0?")
+def one_document_in_the_middle(place):
+    """It lets every bug pass, and still it compares."""
+    assert place(np.zeros((1, 5), int), np.array([7]), np.array([0.5]))[0, 2] == 7
+
+
 @wrong("4B", "What should the haystack look like after the call")
 def haystack_not_looked_at(place):
     hay = np.tile(np.arange(3), (5, 1))

@@ -182,6 +182,15 @@ def test_relative_attention_equals_loops_with_leading_axes():
         np.testing.assert_allclose(out[b, h, i], p / p.sum() @ v[b, h, : i + 4], atol=1e-12)
     plain = lc.relative_attention_numpy(q, k, v, 0 * r, 0 * u, 0 * w)
     np.testing.assert_allclose(plain, attention_numpy(q, k, v, causal=True), atol=1e-12)
+    np.testing.assert_allclose(lc.relative_attention_numpy(q[0, 0], k[0, 0], v[0, 0], r, u, w), out[0, 0], atol=1e-12)
+
+
+def test_relative_attention_survives_large_scores():
+    rng = np.random.default_rng(2)
+    q, k, v = rng.standard_normal((3, 2, 5, 6))
+    q *= np.array([1e4, 1, 1e-3, -1e4, 10])[:, None]
+    found = lc.relative_attention_numpy(q, k, v, np.zeros((5, 6)), np.zeros(6), np.zeros(6))
+    np.testing.assert_allclose(found, attention_numpy(q, k, v, causal=True), atol=1e-12)
 
 
 def test_losses_by_position_are_means_of_what_is_known():

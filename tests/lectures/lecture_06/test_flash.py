@@ -241,3 +241,27 @@ def test_causal_tiles_counts_every_tile_once_and_agrees_with_what_the_backward_p
         assert full + partial + skipped == -(-n // block) * -(-m // block)
         masks = [mask for *_, mask in f.backward_tiles(n, m, True, block)]
         assert sum(mask is None for mask in masks) == full and sum(mask is not None for mask in masks) == partial
+
+
+def test_few_heads_are_taken_at_a_time_where_a_tile_is_chosen_and_all_where_both_are_given(monkeypatch):
+    taken, plain = [], f.tiled_attention
+
+    def noted(q, *rest):
+        taken.append(len(q))
+        return plain(q, *rest)
+
+    monkeypatch.setattr(f, "tiled_attention", noted)
+
+    def heads(n_heads, n_queries, n_keys, d, d_v, **blocks):
+        taken.clear()
+        q, k, v = (np.ones((n_heads, *sizes)) for sizes in ((n_queries, d), (n_keys, d), (n_keys, d_v)))
+        f.flash_attention_numpy(q, k, v, **blocks)
+        return list(taken)
+
+    assert f.TILE_SCORES == 4 * 256 * 512
+    assert heads(8, 256, 512, 8, 4) == [3, 3, 2]  # 3 x 256 x (512 + 8 + 4) numbers are fewer than TILE_SCORES
+    assert heads(2, 256, 512, 8, 2000) == [1, 1]
+    assert heads(8, 256, 512, 200, 4) == [2, 2, 2, 2]
+    assert heads(120, 64, 64, 8, 4, block_q=64, block_k=64) == [120]
+    for blocks in ({"block_q": 64}, {"block_k": 64}):
+        assert heads(120, 64, 64, 8, 4, **blocks) == [107, 13]

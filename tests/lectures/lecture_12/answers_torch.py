@@ -74,6 +74,21 @@ class AllHeadsAttend(DenseWithAMask):
         return out
 
 
+@wrong("12C", "times as much")
+class DenseBySums(DenseWithAMask):
+    """All experts for all tokens, without a matrix product: numbers are multiplied and summed."""
+
+    def forward(self, x):
+        w_q, w_o = self.experts()
+        q = (x[:, None, :, :, None] * w_q[:, None]).sum(-2)
+        q, k = self.turn(q, (x @ self.w_k)[:, None])
+        s = (q[..., :, None, :] * k[..., None, :, :]).sum(-1) / math.sqrt(q.shape[-1])
+        p = s.masked_fill(~torch.ones(x.shape[1], x.shape[1]).tril().bool(), -math.inf).softmax(-1)
+        heads = (p[..., None] * (x @ self.w_v)[:, None, None]).sum(-2)
+        out = (heads[..., None] * w_o[:, None]).sum(-2)
+        return (self.weigh(x @ self.w_router).mT[..., None] * out).sum(1)
+
+
 @right("12C")
 class GatheredMatrices(RoutedWeights):
     """The matrices of each slot's expert are gathered: no loop, much memory."""

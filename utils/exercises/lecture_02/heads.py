@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from utils.exercises.arrays import draw
+from utils.exercises.arrays import draw, refuses
 from utils.judge.function import exercise
+from utils.judge.result import Failed
 
 MODULE = "multi_head"
 
@@ -67,9 +68,15 @@ def _(ask, rng):
     ask(draw(rng, 2, 1, 3, 6), 3)
 
 
-@split_heads.property("a tensor in, a tensor out", hint="Which methods have arrays and tensors both?")
+@split_heads.property(
+    "a tensor in, a tensor out",
+    hint="Which methods have arrays and tensors both? And which numbers of heads does the docstring refuse?",
+)
 def _(ask, rng):
     ask(parameter(draw(rng, 7, 6)), 3)
+    for width, n_heads in ((4, 3), (2, 4), (4, 0)):
+        if not (refuses(ask, numbered(2, width), n_heads) and refuses(ask, parameter(numbered(2, width)), n_heads)):
+            raise Failed(f"{width} columns in {n_heads} heads: the docstring promises a ValueError")
 
 
 def cut_last(x, n_heads):

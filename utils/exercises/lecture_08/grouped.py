@@ -146,6 +146,7 @@ grouped_attention.mistakes_of(
         },
         "The softmax runs over the queries: the row of one query has to sum to 1, over the keys.": {"axis": -2},
         "causal=True changes nothing.": {"shown": lambda causal: False},
+        "The mask is there although causal is False.": {"shown": lambda causal: True},
         "With causal=True a query sees one key too many.": {"shift": 1},
         "With causal=True a query does not see its own key.": {"shift": -1},
         "A forbidden score becomes 0, and exp(0) is 1: it has to become -inf.": {
