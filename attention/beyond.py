@@ -12,7 +12,15 @@ from attention.kv_cache import WARP
 from attention.multi_head import masked_softmax, merge_heads, split_heads
 from utils import cuda
 
-__all__ = ["segment_softmax", "graph_attention", "SetBlock", "InducedSetAttention", "patchify", "memory_by_gradient"]
+__all__ = [
+    "segment_softmax",
+    "graph_attention",
+    "graph_attention_v2",
+    "SetBlock",
+    "InducedSetAttention",
+    "patchify",
+    "memory_by_gradient",
+]
 
 
 def segment_softmax(scores, target, n_nodes):
@@ -37,6 +45,17 @@ def graph_attention(h, source, target, w, a_target, a_source):
     weights = segment_softmax(scores[:, None], target, len(h))
     out = np.zeros_like(features)
     np.add.at(out, target, weights * features[source])
+    return out, weights[:, 0]
+
+
+def graph_attention_v2(h, source, target, w_target, w_source, a):
+    """One GATv2 head in NumPy: (new features (n, d), weights (n_edges,))."""
+    of_target, of_source = h @ w_target, h @ w_source
+    both = of_target[target] + of_source[source]
+    scores = np.where(both > 0, both, 0.2 * both) @ a
+    weights = segment_softmax(scores[:, None], target, len(h))
+    out = np.zeros_like(of_source)
+    np.add.at(out, target, weights * of_source[source])
     return out, weights[:, 0]
 
 

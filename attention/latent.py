@@ -13,6 +13,7 @@ from attention.grouped_query import HALF_HEADERS, cache_type
 from attention.kv_cache import WARP, check_sizes, merge_kernel, whole_numbers
 from attention.multi_head import masked_softmax, merge_heads, split_heads
 from attention.rotary import Rotary
+from attention.sparse import LightningIndexer
 from utils import cuda
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "latent_decode_attention_cuda",
     "MultiHeadLatentAttention",
     "LatentCache",
+    "IndexedLatentAttention",
     "joint_latent",
 ]
 
@@ -286,6 +288,49 @@ def latent_bytes(lengths, heads, d_latent, d_rope, itemsize=4, warps=32):
     rows, width = sum(lengths), d_latent + d_rope
     splits = sum(-(-n // LATENT_SPLIT_KEYS) for n in lengths)
     return -(-heads // warps) * rows * width * itemsize, splits * heads * width * 4
+
+
+def best_of_past(scores, top_k):
+    """Boolean, as scores (..., n, n): the top_k best places of a row, none later.
+
+    Of equal scores the earlier place is taken, however many places follow.
+    """
+    past = torch.ones_like(scores, dtype=torch.bool).tril()
+    scores = scores.masked_fill(~past, -math.inf)
+    best = scores.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
+    return torch.zeros_like(past).scatter(-1, best, True) & past  # see below
+
+
+class IndexedLatentAttention(MultiHeadLatentAttention):
+    """Latent attention to the top_k tokens that an indexer scores best, causal.
+
+    Sizes as in MultiHeadLatentAttention, d_query with them; index_heads of d_index
+    columns choose, their first d_rope rotated. Source: DeepSeek-V3.2-Exp (2025).
+    """
+
+    def __init__(self, *sizes, top_k, index_heads, d_index, **named):
+        super().__init__(*sizes, **named)
+        self.top_k, self.d_rope = top_k, self.w_kr.shape[1]
+        d_model, d_query = self.w_dq.shape
+        self.indexer = LightningIndexer(d_model, index_heads, d_index)
+        self.indexer.query = nn.Linear(d_query, index_heads * d_index, bias=False)
+        self.index_positions = Rotary(self.d_rope)  # half-split, unlike the layer's own
+
+    def forward(self, x, absorbed=False):
+        return super().forward(x, self.chosen(x)[:, None], True, absorbed=absorbed)
+
+    def chosen(self, x):
+        """Boolean (batch, n, n): the best top_k of each token, never a later one."""
+        own, places = self.indexer, torch.arange(x.shape[1], device=x.device)
+        q = split_heads(own.query(self.norm_q(x @ self.w_dq)), own.n_heads)
+        q, k = (self.turned(a, places) for a in (q, own.norm(own.key(x))[:, None]))
+        matches = torch.relu(q @ k.mT * k.shape[-1] ** -0.5)  # (batch, heads, n, n)
+        w = own.weight(x).mT[..., None] * own.n_heads**-0.5  # (batch, heads, n, 1)
+        return best_of_past((w * matches).sum(1), self.top_k)
+
+    def turned(self, heads, places):
+        turned = self.index_positions.rotate(heads[..., :self.d_rope], places)
+        return torch.cat([turned, heads[..., self.d_rope:]], dim=-1)
 
 
 LATENT_TILE_KEYS = 16                                       # as KEYS

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from attention.flash import FLASH_HEAD
-from attention.fundamentals import check_arguments
+from attention.fundamentals import attention_numpy, check_arguments
 from utils import cuda
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "stream",
     "wkv",
     "long_convolution",
+    "infini_attention",
     "Mamba",
 ]
 
@@ -336,6 +337,30 @@ def long_convolution(x, kernel):
     n = x.shape[-2]
     product = np.fft.rfft(x, 2 * n, axis=-2) * np.fft.rfft(kernel, 2 * n, axis=0)
     return np.fft.irfft(product, 2 * n, axis=-2)[..., :n, :]
+
+
+def infini_attention(q, k, v, segment, gate, delta=False):
+    """Softmax inside segments, a linear memory of all before them, mixed by a gate.
+
+    q, k (n, d), v (n, d_v), NumPy; sigmoid(gate) is the memory's share; delta: write
+    only what the memory does not answer yet. Returns (n, d_v). ValueError where
+    segment is below 1. Source: Munkhdalai et al. 2024 (arXiv 2404.07143), § 2.1.
+    """
+    if segment < 1:
+        raise ValueError(f"segment must be at least 1, got {segment}")
+    share, out = 1 / (1 + np.exp(-gate)), np.zeros((len(q), v.shape[1]))
+    memory, total = np.zeros((k.shape[1], v.shape[1])), np.zeros(k.shape[1])
+    for first in range(0, len(q), segment):
+        rows = slice(first, first + segment)
+        q_f, k_f = (np.exp(np.minimum(a[rows], 0)) + np.maximum(a[rows], 0)
+                    for a in (q, k))  # elu + 1
+        said, known = (f @ memory / np.maximum(f @ total, 1e-9)[:, None]
+                       for f in (q_f, k_f))
+        local = attention_numpy(q[rows], k[rows], v[rows], causal=True)
+        out[rows] = share * said + (1 - share) * local
+        memory = memory + k_f.T @ (v[rows] - (known if delta else 0))
+        total = total + k_f.sum(0)
+    return out
 
 
 def check_linear(q, k, v, chunk=64):

@@ -130,6 +130,7 @@ def load_balancing_loss(router_logits, top_k):
     router_logits (..., n_experts), a tensor; loads are shares of all slots. 1 when
     balanced, n_experts when top-1 is collapsed onto one. Source: arXiv 2101.03961.
     """
+    cuda.check_kind(torch.Tensor, router_logits=router_logits)
     n_experts = router_logits.shape[-1]
     if not 1 <= top_k <= n_experts:
         raise ValueError(f"top_k must be from 1 to {n_experts}, got {top_k}")
@@ -141,6 +142,7 @@ def load_balancing_loss(router_logits, top_k):
 
 def router_z_loss(router_logits):
     """The mean squared log-sum-exp of router_logits (..., n_experts), a tensor."""
+    cuda.check_kind(torch.Tensor, router_logits=router_logits)
     return torch.logsumexp(router_logits, dim=-1).square().mean()
 
 

@@ -22,6 +22,7 @@ from attention.flash import (
     tile_sizes,
 )
 from attention.fundamentals import attention_numpy, attention_torch, check_arguments
+from attention.kv_cache import check_sizes
 from utils import cuda
 
 __all__ = [
@@ -48,9 +49,8 @@ def sliding_window_mask(n_queries, n_keys, window):
     Raises ValueError for a negative size and for a window below 1.
     Source: the convention of Mistral 7B (arXiv 2310.06825) in transformers.
     """
-    if n_queries < 0 or n_keys < 0 or window < 1:
-        raise ValueError("n_queries, n_keys must not be negative, window at least 1, "
-                         f"got {n_queries}, {n_keys} and {window}")
+    check_sizes(0, n_queries=n_queries, n_keys=n_keys)
+    check_sizes(window=window)
     position = np.arange(n_queries)[:, None] + (n_keys - n_queries)
     back = position - np.arange(n_keys)
     return (back >= 0) & (back < window)
@@ -123,8 +123,10 @@ def longformer_mask(n, window, global_tokens=()):
 
     window: even, as in the paper, else ValueError. Source: arXiv 2004.05150, § 3.1.
     """
-    if window < 0 or window % 2:
-        raise ValueError(f"window must be even and not negative, got {window}")
+    check_sizes(0, n=n, window=window)
+    if window % 2 or not all(0 <= token < n for token in global_tokens):
+        raise ValueError(f"window must be even and global_tokens from 0 to below {n}, "
+                         f"got {window} and {list(global_tokens)}")
     mask = np.abs(np.arange(n)[:, None] - np.arange(n)) <= window // 2
     mask[list(global_tokens)] = True
     mask[:, list(global_tokens)] = True
@@ -138,9 +140,7 @@ def bigbird_mask(n_blocks, n_random=3, seed=0):
     n_random blocks more, drawn from what is left (all of it, where that is less).
     Raises ValueError for a negative number. Source: arXiv 2007.14062.
     """
-    if n_blocks < 0 or n_random < 0:
-        raise ValueError("n_blocks and n_random must not be negative, "
-                         f"got {n_blocks} and {n_random}")
+    check_sizes(0, n_blocks=n_blocks, n_random=n_random)
     rng = np.random.default_rng(seed)
     mask = np.abs(np.arange(n_blocks)[:, None] - np.arange(n_blocks)) <= 1
     mask[[0, -1] if n_blocks else []] = mask[:, [0, -1] if n_blocks else []] = True
@@ -219,11 +219,11 @@ def compressed_attention(q, k, v, m):
     Raises ValueError where m is below 1. Source: arXiv 2502.11089, § 3.3.1, with a mean
     for its learned map.
     """
-    if m < 1:
-        raise ValueError(f"m must be at least 1, got {m}")
+    check_sizes(m=m)
     n, n_blocks = q.shape[-2], k.shape[-2] // m
-    k_mean, v_mean = (a[..., : n_blocks * m, :].reshape(*a.shape[:-2], n_blocks, m, -1)
-                      .mean(-2) for a in (k, v))
+    k_mean, v_mean = (a[..., : n_blocks * m, :]
+                      .reshape(*a.shape[:-2], n_blocks, m, a.shape[-1]).mean(-2)
+                      for a in (k, v))
     visible = (np.arange(n) + 1) // m
     mask = np.arange(n_blocks) < visible[:, None]
     return attention_numpy(q, k_mean, v_mean, mask)
@@ -250,17 +250,19 @@ def native_sparse_attention(q, keys, values, gates, m, n_keep, window):
     """The three branches of NSA for one head, in NumPy: compressed, selected, window.
 
     q (n, d_head), n a multiple of m; keys and values: three arrays (n, d) each, one a
-    branch; gates (n, 3). Blocks of m are selected by mean query and mean key
+    branch; gates (n, 3). Each query selects blocks of m by their mean keys
     (select_blocks: own, first, best, n_keep in all). Returns (n, d_v).
     Source: Yuan et al. 2025 (arXiv 2502.11089), equation 5; there a block's score comes
     from the weights of the compressed branch.
     """
-    n = len(q)
-    means = [a.reshape(n // m, m, -1).mean(1) for a in (q, keys[1])]
-    there = select_blocks(means[0] @ means[1].T, n_keep)
+    n, there = len(q), np.zeros((len(q), len(q) // m), bool)
+    means = keys[1].reshape(n // m, m, -1).mean(1)
+    for first in range(m):  # one query of each block: their mean would see the future
+        there[first::m] = select_blocks(q[first::m] @ means.T, n_keep)
+    seen = np.repeat(there, m, axis=1)
     branches = (
         compressed_attention(q, keys[0], values[0], m),
-        block_sparse_attention_numpy(q, keys[1], values[1], there, m, causal=True),
+        attention_numpy(q, keys[1], values[1], seen, causal=True),
         attention_numpy(q, keys[2], values[2], sliding_window_mask(n, n, window)),
     )
     return sum(gates[:, [i]] * branch for i, branch in enumerate(branches))

@@ -202,6 +202,9 @@ for name, mask in zoo.items():
 #
 # </details>
 
+# %%
+from attention.kv_cache import check_sizes  # ValueError unless whole numbers
+
 # %% tags=["exercise", "export"] kind="numpy"
 def sliding_window_mask(n_queries, n_keys, window):
     """Boolean (n_queries, n_keys): the key at a query's position and window - 1 before.
@@ -210,9 +213,8 @@ def sliding_window_mask(n_queries, n_keys, window):
     Raises ValueError for a negative size and for a window below 1.
     Source: the convention of Mistral 7B (arXiv 2310.06825) in transformers.
     """
-    if n_queries < 0 or n_keys < 0 or window < 1:
-        raise ValueError("n_queries, n_keys must not be negative, window at least 1, "
-                         f"got {n_queries}, {n_keys} and {window}")
+    check_sizes(0, n_queries=n_queries, n_keys=n_keys)
+    check_sizes(window=window)
     ### BEGIN SOLUTION
     position = np.arange(n_queries)[:, None] + (n_keys - n_queries)
     back = position - np.arange(n_keys)
@@ -499,8 +501,10 @@ def longformer_mask(n, window, global_tokens=()):
 
     window: even, as in the paper, else ValueError. Source: arXiv 2004.05150, § 3.1.
     """
-    if window < 0 or window % 2:
-        raise ValueError(f"window must be even and not negative, got {window}")
+    check_sizes(0, n=n, window=window)
+    if window % 2 or not all(0 <= token < n for token in global_tokens):
+        raise ValueError(f"window must be even and global_tokens from 0 to below {n}, "
+                         f"got {window} and {list(global_tokens)}")
     mask = np.abs(np.arange(n)[:, None] - np.arange(n)) <= window // 2
     mask[list(global_tokens)] = True
     mask[:, list(global_tokens)] = True
@@ -514,9 +518,7 @@ def bigbird_mask(n_blocks, n_random=3, seed=0):
     n_random blocks more, drawn from what is left (all of it, where that is less).
     Raises ValueError for a negative number. Source: arXiv 2007.14062.
     """
-    if n_blocks < 0 or n_random < 0:
-        raise ValueError("n_blocks and n_random must not be negative, "
-                         f"got {n_blocks} and {n_random}")
+    check_sizes(0, n_blocks=n_blocks, n_random=n_random)
     rng = np.random.default_rng(seed)
     mask = np.abs(np.arange(n_blocks)[:, None] - np.arange(n_blocks)) <= 1
     mask[[0, -1] if n_blocks else []] = mask[:, [0, -1] if n_blocks else []] = True
@@ -670,7 +672,8 @@ plotting.show("Two block masks of eight by eight: a diagonal, a first column, an
 # %% [markdown]
 # By means row 7 misses the needle, although query 31 alone put its block first. A row of blocks asks with the mean of *four*
 # queries, of which one looks for key 5 and three for something else; and the mean key holds a quarter of it. The true maximum
-# looks at every pair, finds it, and saves nothing: all scores were computed.
+# looks at every pair, finds it, and saves nothing: all scores were computed. (Chosen for a row of blocks, a query's blocks depend on *later* queries of its row:
+# harmless when a prompt is read, a leak in training. MoBA and NSA choose for each query.)
 
 # %% [markdown] tags=["slide"]
 # ### 7.7 The lightning indexer
@@ -874,11 +877,11 @@ def compressed_attention(q, k, v, m):
     Raises ValueError where m is below 1. Source: arXiv 2502.11089, § 3.3.1, with a mean
     for its learned map.
     """
-    if m < 1:
-        raise ValueError(f"m must be at least 1, got {m}")
+    check_sizes(m=m)
     n, n_blocks = q.shape[-2], k.shape[-2] // m
-    k_mean, v_mean = (a[..., : n_blocks * m, :].reshape(*a.shape[:-2], n_blocks, m, -1)
-                      .mean(-2) for a in (k, v))
+    k_mean, v_mean = (a[..., : n_blocks * m, :]
+                      .reshape(*a.shape[:-2], n_blocks, m, a.shape[-1]).mean(-2)
+                      for a in (k, v))
     visible = (np.arange(n) + 1) // m
     mask = np.arange(n_blocks) < visible[:, None]
     return attention_numpy(q, k_mean, v_mean, mask)
@@ -942,17 +945,19 @@ def native_sparse_attention(q, keys, values, gates, m, n_keep, window):
     """The three branches of NSA for one head, in NumPy: compressed, selected, window.
 
     q (n, d_head), n a multiple of m; keys and values: three arrays (n, d) each, one a
-    branch; gates (n, 3). Blocks of m are selected by mean query and mean key
+    branch; gates (n, 3). Each query selects blocks of m by their mean keys
     (select_blocks: own, first, best, n_keep in all). Returns (n, d_v).
     Source: Yuan et al. 2025 (arXiv 2502.11089), equation 5; there a block's score comes
     from the weights of the compressed branch.
     """
-    n = len(q)
-    means = [a.reshape(n // m, m, -1).mean(1) for a in (q, keys[1])]
-    there = select_blocks(means[0] @ means[1].T, n_keep)
+    n, there = len(q), np.zeros((len(q), len(q) // m), bool)
+    means = keys[1].reshape(n // m, m, -1).mean(1)
+    for first in range(m):  # one query of each block: their mean would see the future
+        there[first::m] = select_blocks(q[first::m] @ means.T, n_keep)
+    seen = np.repeat(there, m, axis=1)
     branches = (
         compressed_attention(q, keys[0], values[0], m),
-        block_sparse_attention_numpy(q, keys[1], values[1], there, m, causal=True),
+        attention_numpy(q, keys[1], values[1], seen, causal=True),
         attention_numpy(q, keys[2], values[2], sliding_window_mask(n, n, window)),
     )
     return sum(gates[:, [i]] * branch for i, branch in enumerate(branches))
@@ -1022,9 +1027,9 @@ if smollm:
 # Not one logit beyond 90 moves. And what arrives is little: after 40 tokens the change is of the size of rounding. Both halves of section 7.2, *can* and *does*.
 #
 # **What does a window cost?** 512 tokens of this course; the loss of tokens 200 to 511, above that of full attention. A window of 64 in all
-# layers, or in two of three; with and without the first token kept as a **sink**.
+# layers, in three of four, in one of two; with and without the first token kept as a **sink**.
 #
-# *Predict.* Which matters more, a third of the layers with full attention, or one single key?
+# *Predict.* Which matters more, half of the layers with full attention, or one single key?
 
 # %% tags=["language-model", "slide"]
 if smollm:
@@ -1033,20 +1038,21 @@ if smollm:
     costs = {}
     for n_sinks in (0, 1):
         local = windowed(64, n_sinks)
-        for name, layers in (("all layers", [local] * 30),
-                             ("2 of 3", [local, local, windowed(512)] * 10)):
-            loss = smollm.replace(attention=layers).losses(reading)[200:].mean()
+        for name, full_layers in (("all", []), ("3 of 4", range(3, 30, 4)),
+                                  ("1 of 2", range(1, 30, 2))):
+            parts = [windowed(512) if i in full_layers else local for i in range(30)]
+            loss = smollm.replace(attention=parts).losses(reading)[200:].mean()
             costs[f"{name}, {n_sinks} sink"] = float(loss) - full
     print(f"full attention: {full:.2f} nats a token; above it:")
     print(*(f"{name:18s} {cost:.2f}" for name, cost in costs.items()), sep="\n")
     plotting.bars(costs, ylabel="loss above full attention (nats)",
-                  title="One sink saves more than ten layers of full attention do")
-    plotting.show("Four bars: without the sink a window of 64 costs much, in all "
-                  "layers or in two of three; with one sink a small part of that.")
+                  title="One sink saves more than fifteen layers of full attention")
+    plotting.show("Six bars: without the sink a window of 64 costs much, in all layers "
+                  "or in half of them; with one sink a small part of that.")
 
 # %% [markdown]
-# The single key. (Without it, full attention in ten layers does not even help.) This model was trained with full attention and parks weight on its first token (lecture 05); a window
-# throws that token away. With it back, and a third of the layers full, hardly anything is lost. Models that are trained with windows
+# The single key. (Without it, full attention in fifteen layers brings an eighth of a nat.) This model was trained with full attention and parks weight on its first token (lecture 05); a window
+# throws that token away. With it back, and every fourth or second layer full, hardly anything is lost. Models that are trained with windows
 # mix such layers (7.11), and keep a sink as a parameter (7.19).
 #
 # Now four masks were tried: query t sees all keys up to the end of its block, with blocks of 1, 2, 4 and 8.
@@ -1637,7 +1643,29 @@ for m, n_keep, window in ((4, 2, 4), (4, 8, 8), (1, 32, 0)):
           f"difference to attention {np.abs(got - out).max():.2f}")
 
 # %% [markdown]
-# With $m=1$, all kept and no window it is causal attention. (The published layer also rotates, normalises and weights inside a block with a learned softmax.)
+# With $m=1$, all kept and no window it is causal attention. (The published layer also rotates, normalises and weights inside a block with a learned softmax. One vector is key
+# *and* value there, so values are rotated too, and the output is turned back by the query's position.)
+#
+# Its other half is *heavily compressed attention*: blocks of 128, all of them read. *Predict.* What part of V3.2's cache does V4 keep for a token?
+
+# %%
+from transformers import DeepseekV4Config, DeepseekV32Config
+
+v4, v32 = DeepseekV4Config(), DeepseekV32Config()
+lightly, heavily = (v4.layer_types.count(f"{kind}_attention")
+                    for kind in ("compressed_sparse", "heavily_compressed"))
+rates = [v4.compress_rates[f"{kind}_attention"]
+         for kind in ("compressed_sparse", "heavily_compressed")]
+a_token = (lightly * (v4.head_dim + v4.index_head_dim) / rates[0]
+           + heavily * v4.head_dim / rates[1])
+before = v32.num_hidden_layers * (v32.kv_lora_rank + v32.qk_rope_head_dim
+                                  + v32.index_head_dim)
+print(f"{lightly} layers with blocks of {rates[0]}, {heavily} with blocks of "
+      f"{rates[1]}, windows of {v4.sliding_window}")
+print(f"numbers a token: {a_token:,.0f} and {before:,}: {a_token / before:.1%}")
+
+# %% [markdown]
+# From the defaults of both classes, read in transformers 5.23.0; the windows of 128 tokens, which do not grow, come on top.
 #
 # ### 7.19 Sinks beside windows
 #
@@ -1694,7 +1722,8 @@ print(f"by as much as {np.abs(own - shared).max():.1f}")
 
 # %% [markdown]
 # Only the global row; but it is the one a classifier reads. (With copied weights this equals transformers'
-# `LongformerSelfAttention`: a test of the course. It has local rows look at global keys through the *local* projections.)
+# `LongformerSelfAttention`: a test of the course. It has local rows look at global keys through the *local* projections. Its `BigBird` draws random blocks in
+# training only: in evaluation mode they all are block 0, which so counts once more, and short texts get full attention. Two more tests.)
 
 
 # %% [markdown]

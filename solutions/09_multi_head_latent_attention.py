@@ -19,6 +19,7 @@
 #     - latent_decode_attention_cuda
 #     - MultiHeadLatentAttention
 #     - LatentCache
+#     - IndexedLatentAttention
 #     - joint_latent
 #   kernelspec:
 #     display_name: Python 3
@@ -257,7 +258,7 @@ plotting.show("Relative error against the size of the latent, three curves falli
 #
 # *Predict.* What does a latent of half the remaining cache, 192 of 384 numbers, cost: 0.05, 0.5 or 5 nats a token?
 
-# %% tags=["language-model", "slide"]
+# %% tags=["language-model"]
 from attention.experiments.latent import layer_inputs, with_weights
 from utils import language_model
 
@@ -269,27 +270,33 @@ def from_latent(w_k, w_v, r, x=None):
     w_dkv, w_uk, w_uv = joint_latent(w_k, w_v, r, x)
     return [torch.from_numpy(w_dkv @ up).float() for up in (w_uk, w_uv)]
 
+def from_two(w_k, w_v, r, x):
+    """The same with half of the numbers for each, in latents of their own."""
+    return [from_latent(w, w[:, :0], r // 2, x)[0] for w in (w_k, w_v)]
+
+# %% tags=["language-model", "slide"]
 if smollm:
     inputs = layer_inputs(smollm, language_model.excerpt(smollm, 512, of="course"))
     prose = language_model.excerpt(smollm, 256)
     right = smollm.losses(prose).mean()
     sizes, extra = [256, 192, 128], {}
-    for name, given in (("joint, from data", inputs), ("joint, weights alone", None)):
+    for name, make, given in (("joint, from data", from_latent, inputs),
+                              ("separate, from data", from_two, inputs),
+                              ("joint, weights alone", from_latent, [None] * 30)):
         extra[name] = [
-            float(with_weights(smollm, lambda i, w_k, w_v: from_latent(
-                w_k, w_v, r, given and given[i])).losses(prose).mean() - right)
-            for r in sizes]
+            float(with_weights(smollm, lambda i, w_k, w_v: make(w_k, w_v, r, given[i]))
+                  .losses(prose).mean() - right) for r in sizes]
         print(f"{name:20s}", *(f" {r}: +{e:.2f}" for r, e in zip(sizes, extra[name])))
     plotting.curves(extra, x=sizes, xlabel="numbers in the cache, a layer (of 384)",
                     ylabel="loss above the model's own (nats)",
                     title="A real model: data choose a far better latent")
     plotting.show("Extra loss against the size of the latent: from weights alone over "
-                    "four nats at 128, from data 1.5.")
+                    "four nats at 128, two latents from data 2.1, one from data 1.5.")
 
 # %% [markdown]
 # Nearly half a nat for half, untrained: converting is possible, not free, and far from the 93 % that DeepSeek-V2 reports
-# (9.10). The SVD of the weights alone costs several times as much. So MLA does not squeeze finished weights: it is
-# **trained** through its latent.
+# (9.10). Two latents of half the size each cost more than twice as much, the SVD of the weights alone several times. So
+# MLA does not squeeze finished weights: it is **trained** through its latent.
 #
 # %% [markdown] tags=["slide"]
 # ## Part 2 · The mechanism
@@ -1389,24 +1396,79 @@ print(f"it -> animal with normalised keys {normed[1, it, animal]:.3f}, absorbed 
 #
 # ### 9.13 An indexer on top
 #
-# DeepSeek-V3.2 attends to 2,048 tokens only, chosen by a small second attention, the **indexer**: few heads, one shared key of its own, scores
-# $I_{ij}=\sum_hw_{ih}\,\text{ReLU}(q^I_{ih}\cdot k^I_j)$. With a latent cache a chosen row serves all heads, so the choice is
-# made once for all of them. *Predict.* What must the result be when everything is chosen?
+# DeepSeek-V3.2 attends to 2,048 tokens only, chosen by a small second attention, the **indexer** (lecture 07): few heads, one shared key of its own,
+# queries from the queries' latent. With a latent cache a chosen row serves all heads, so the choice is made once for all of them.
 
 # %%
-rng = np.random.default_rng(13)
-index_q, index_k = rng.standard_normal((4, 16)), rng.standard_normal((150, 16))
-index = rng.random(4) @ np.maximum(index_q @ index_k.T, 0)  # (150,)
-one_text = [array[:1, ..., :] for array in batch]
-dense_out = absorbed_decode(*one_text, [150], 48**-0.5)
-for kept in (150, 100, 25):
-    chosen = np.sort(np.argsort(-index)[:kept])
-    rows = one_text[:2] + [array[:, chosen] for array in one_text[2:]]
-    off = np.abs(absorbed_decode(*rows, [kept], 48**-0.5) - dense_out).max()
-    print(f"{kept:3d} of 150 rows: largest difference to dense {off:.2f}")
+from attention.sparse import LightningIndexer
+
+# %% tags=["export"]
+def best_of_past(scores, top_k):
+    """Boolean, as scores (..., n, n): the top_k best places of a row, none later.
+
+    Of equal scores the earlier place is taken, however many places follow.
+    """
+    past = torch.ones_like(scores, dtype=torch.bool).tril()
+    scores = scores.masked_fill(~past, -math.inf)
+    best = scores.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
+    return torch.zeros_like(past).scatter(-1, best, True) & past  # see below
+
+# %% tags=["export"]
+class IndexedLatentAttention(MultiHeadLatentAttention):
+    """Latent attention to the top_k tokens that an indexer scores best, causal.
+
+    Sizes as in MultiHeadLatentAttention, d_query with them; index_heads of d_index
+    columns choose, their first d_rope rotated. Source: DeepSeek-V3.2-Exp (2025).
+    """
+
+    def __init__(self, *sizes, top_k, index_heads, d_index, **named):
+        super().__init__(*sizes, **named)
+        self.top_k, self.d_rope = top_k, self.w_kr.shape[1]
+        d_model, d_query = self.w_dq.shape
+        self.indexer = LightningIndexer(d_model, index_heads, d_index)
+        self.indexer.query = nn.Linear(d_query, index_heads * d_index, bias=False)
+        self.index_positions = Rotary(self.d_rope)  # half-split, unlike the layer's own
+
+    def forward(self, x, absorbed=False):
+        return super().forward(x, self.chosen(x)[:, None], True, absorbed=absorbed)
+
+    def chosen(self, x):
+        """Boolean (batch, n, n): the best top_k of each token, never a later one."""
+        own, places = self.indexer, torch.arange(x.shape[1], device=x.device)
+        q = split_heads(own.query(self.norm_q(x @ self.w_dq)), own.n_heads)
+        q, k = (self.turned(a, places) for a in (q, own.norm(own.key(x))[:, None]))
+        matches = torch.relu(q @ k.mT * k.shape[-1] ** -0.5)  # (batch, heads, n, n)
+        w = own.weight(x).mT[..., None] * own.n_heads**-0.5  # (batch, heads, n, 1)
+        return best_of_past((w * matches).sum(1), self.top_k)
+
+    def turned(self, heads, places):
+        turned = self.index_positions.rotate(heads[..., :self.d_rope], places)
+        return torch.cat([turned, heads[..., self.d_rope:]], dim=-1)
 
 # %% [markdown]
-# The same as dense. (An untrained indexer, as here, chooses at random: the differences mean nothing but that. Lecture 07 has more of such selections.)
+# (`& past` is needed a second time: a top-k over a row with fewer than k finite scores returns places that are masked.) *Predict.* What must the
+# result be when everything is chosen? And what changes if the indexer rotates as the layer beside it does, interleaved?
+
+# %%
+indexed = IndexedLatentAttention(64, 4, 16, 24, 8, 20, top_k=14, index_heads=2,
+                                 d_index=16).double()
+indexed = training.initialise(indexed, 0).requires_grad_(False)
+short_text = torch.from_numpy(np.random.default_rng(13).standard_normal((1, 14, 64)))
+dense_out = MultiHeadLatentAttention.forward(indexed, short_text, causal=True)
+for kept in (14, 8, 4):
+    indexed.top_k = kept
+    forms_of = [indexed(short_text, absorbed=absorbed) for absorbed in (False, True)]
+    print(f"{kept:2d} of 14 tokens: largest difference to dense "
+          f"{(forms_of[0] - dense_out).abs().max():.2f}, expanded to absorbed "
+          f"{(forms_of[0] - forms_of[1]).abs().max():.6f}")
+before = indexed.chosen(short_text)
+indexed.index_positions = Rotary(8, interleaved=True)
+print(f"rotated the other way: {int((before & ~indexed.chosen(short_text)).sum())} of "
+      f"{int(before.sum())} choices are others, and no shape")
+
+# %% [markdown]
+# The same as dense. And other tokens, without an error: several ports of V3.2 had that bug (sgl-project/sglang, pull request 13495). (An untrained indexer, as here,
+# chooses at random. With copied weights this class equals transformers' `DeepseekV32Attention`: a row of `python -m tests.conformance`.)
 #
 # ### 9.14 Balance without a loss, and the rest of V3
 #

@@ -37,6 +37,7 @@
 #     - stream
 #     - wkv
 #     - long_convolution
+#     - infini_attention
 #     - Mamba
 #   kernelspec:
 #     display_name: Python 3
@@ -58,8 +59,8 @@
 # | Part 2 · state spaces: 10.2, 10.3, exercises 10D, 10E | 65 | |
 # | Part 3 · CUDA: 10.4, exercise 10G | 35 | |
 # | Part 4 · does it matter: 10.5, 10.6 | 10 | |
-# | Another day: 10B, 10F; going further: 10.7 to 10.14 | | 95 |
-# | **together** | **180** | **95** |
+# | Another day: 10B, 10F; going further: 10.7 to 10.15 | | 105 |
+# | **together** | **180** | **105** |
 
 # %% [markdown] tags=["teacher"]
 # **For the teacher: two times 50 minutes, ten to spare in each.** Run everything before class.
@@ -1736,8 +1737,63 @@ print(f"numbers in the network: {4 * 16 + 16 * 5}, in the kernel: {implicit.size
 #
 # Infini-attention (Munkhdalai et al. 2024, arXiv 2404.07143) puts both into one head: softmax inside a segment, and a linear memory, with elu + 1
 # features and optionally the delta rule, for all segments before it; a learned gate mixes the two. It is the chunked form of 10A with a
-# softmax inside. A public replication got worse with each compression into the memory and called it a failure (Hugging Face blog, 14 August
-# 2024), which fits the capacity of 10.1: a memory of $64\times64$ numbers for segments of thousands of tokens. A later one, with 300 M
+# softmax inside.
+
+# %% tags=["export"]
+def infini_attention(q, k, v, segment, gate, delta=False):
+    """Softmax inside segments, a linear memory of all before them, mixed by a gate.
+
+    q, k (n, d), v (n, d_v), NumPy; sigmoid(gate) is the memory's share; delta: write
+    only what the memory does not answer yet. Returns (n, d_v). ValueError where
+    segment is below 1. Source: Munkhdalai et al. 2024 (arXiv 2404.07143), § 2.1.
+    """
+    if segment < 1:
+        raise ValueError(f"segment must be at least 1, got {segment}")
+    share, out = 1 / (1 + np.exp(-gate)), np.zeros((len(q), v.shape[1]))
+    memory, total = np.zeros((k.shape[1], v.shape[1])), np.zeros(k.shape[1])
+    for first in range(0, len(q), segment):
+        rows = slice(first, first + segment)
+        q_f, k_f = (np.exp(np.minimum(a[rows], 0)) + np.maximum(a[rows], 0)
+                    for a in (q, k))  # elu + 1
+        said, known = (f @ memory / np.maximum(f @ total, 1e-9)[:, None]
+                       for f in (q_f, k_f))
+        local = attention_numpy(q[rows], k[rows], v[rows], causal=True)
+        out[rows] = share * said + (1 - share) * local
+        memory = memory + k_f.T @ (v[rows] - (known if delta else 0))
+        total = total + k_f.sum(0)
+    return out
+
+# %% [markdown]
+# *Predict.* The gate wide open, and shut: what is left? And a fact of the first segment: how far is the memory's answer from it after 1, 4 and
+# 16 segments of 64 other keys?
+
+# %%
+from attention.fundamentals import attention_numpy
+from attention.linear import infini_attention, linear_attention_numpy
+
+rng = np.random.default_rng(13)
+q_m, k_m, v_m = rng.standard_normal((3, 96, 16))
+shut, wide = (infini_attention(q_m, k_m, v_m, 32, gate) for gate in (-50.0, 50.0))
+last = attention_numpy(q_m[64:], k_m[64:], v_m[64:], causal=True)
+q_f, k_f = (np.where(a > 0, a + 1, np.exp(a)) for a in (q_m, k_m))
+earlier = linear_attention_numpy(q_f[64:], k_f[:64], v_m[:64], causal=False,
+                                 normalise=True)
+print(f"gate shut, last segment, to softmax {np.abs(shut[64:] - last).max():.6f}")
+print(f"wide open, to linear attention {np.abs(wide[64:] - earlier).max():.6f}")
+many_k, many_v = rng.standard_normal((2, 18 * 64, 64))
+for segments in (1, 4, 16):
+    asks = np.zeros((segments * 64 + 1, 64))
+    asks[-1] = many_k[5]  # the last query asks for the sixth token
+    upto = slice(0, len(asks))
+    answer = infini_attention(asks, many_k[upto], many_v[upto], 64, 50.0)[-1]
+    cosine = answer @ many_v[5] / np.linalg.norm(answer) / np.linalg.norm(many_v[5])
+    print(f"{segments:2d} segments in the memory: cosine of its answer with the value "
+          f"that was stored {cosine:.2f}")
+
+# %% [markdown]
+# Softmax of the segment, and linear attention to what came before. After one segment the answer holds little of the value (the features of 64 keys overlap), after sixteen
+# nothing. A public replication got worse with each compression into the
+# memory and called it a failure (Hugging Face blog, 14 August 2024). A later one, with 300 M
 # parameters, saw retrieval fall with each compression too, but stayed above its baseline (arXiv 2512.23862).
 #
 # ### 10.14 Hybrids, November 2026
@@ -1769,6 +1825,31 @@ for name in ("Qwen3Next", "KimiLinear", "OlmoHybrid", "RecurrentGemma", "MiniMax
 
 # %% [markdown]
 # RecurrentGemma: 26 layers are eight groups of three and two linear layers more, 18 : 8.
+#
+# ### 10.15 Why the features are positive
+#
+# Sines and cosines give an unbiased estimate of $e^{q\cdot k}$ too: $e^{|q|^2/2+|k|^2/2}\cos(w\cdot(q-k))$ has the right mean. *Predict.* Where $q\cdot k$ is very negative,
+# the weight is near 0. Which of the two estimates is off by less there, and how often is one negative?
+
+# %%
+rng = np.random.default_rng(15)
+w_t = rng.standard_normal((400, 64, 16))  # 400 draws of 64 features
+one_q = np.ones(16) / 4 * 1.5  # length 1.5
+for cosine in (1.0, 0.0, -1.0):
+    side = np.tile([1.0, -1.0], 8) / 4 * 1.5  # at right angles to it
+    one_k = cosine * one_q + math.sqrt(1 - cosine**2) * side
+    exact_t = math.exp(one_q @ one_k)
+    sizes_t = math.exp((one_q @ one_q + one_k @ one_k) / 2)
+    waves = sizes_t * np.cos(w_t @ (one_q - one_k)).mean(1)
+    positive = np.array([favor_features(one_q, w) @ favor_features(one_k, w)
+                         for w in w_t])
+    errors_t = [np.sqrt(((e - exact_t) ** 2).mean()) for e in (positive, waves)]
+    print(f"exp(q·k) = {exact_t:5.2f}: positive features off by {errors_t[0]:.2f}, "
+          f"waves by {errors_t[1]:.2f}, below 0 {(waves < 0).mean():.0%} of the time")
+
+# %% [markdown]
+# The positive ones, where it matters: most pairs of a text have small weights, and a sum of weights of either sign may come near 0. Where the weight is large waves
+# are better.
 
 # %% [markdown]
 # ## Behind the scenes

@@ -605,6 +605,7 @@ def load_balancing_loss(router_logits, top_k):
     router_logits (..., n_experts), a tensor; loads are shares of all slots. 1 when
     balanced, n_experts when top-1 is collapsed onto one. Source: arXiv 2101.03961.
     """
+    cuda.check_kind(torch.Tensor, router_logits=router_logits)
     n_experts = router_logits.shape[-1]
     if not 1 <= top_k <= n_experts:
         raise ValueError(f"top_k must be from 1 to {n_experts}, got {top_k}")
@@ -627,6 +628,7 @@ load_balancing_loss = check("12D", load_balancing_loss)
 # %% tags=["export"]
 def router_z_loss(router_logits):
     """The mean squared log-sum-exp of router_logits (..., n_experts), a tensor."""
+    cuda.check_kind(torch.Tensor, router_logits=router_logits)
     return torch.logsumexp(router_logits, dim=-1).square().mean()
 
 # %% tags=["slide"]
@@ -978,16 +980,18 @@ def test_causal(layer):
 test_causal = check("12F", test_causal)
 
 # %% [markdown]
-# Now your test on the attentions of the course. *Predict.* Which of the nine lines leak?
+# Now your test on the attentions of the course. *Predict.* Which of the fourteen lines leak?
 
 # %%
-from attention import (MultiHeadAttention, MultiHeadLatentAttention,
-                       block_sparse_attention_numpy, grouped_query_attention_numpy)
+from attention import (DifferentialAttention, Mamba, MultiHeadAttention,
+                       MultiHeadLatentAttention, block_sparse_attention_numpy,
+                       compressed_attention, flash_attention_numpy,
+                       grouped_query_attention_numpy, linear_attention_numpy)
 
-def module(layer):
-    """A PyTorch layer as a function of an array (n, 8), causal."""
+def module(layer, **how):
+    """A PyTorch layer as a function of an array (n, 8)."""
     layer = training.initialise(layer.double(), 0).requires_grad_(False)
-    return lambda rows: layer(torch.from_numpy(rows)[None], causal=True)[0].numpy()
+    return lambda rows: layer(torch.from_numpy(rows)[None], **how)[0].numpy()
 
 def blocks(rows, causal):  # the first block and one's own, blocks of 4
     side = -(-len(rows) // 4)
@@ -1004,18 +1008,24 @@ def mixture(rows, expert_choice):
         top_k_gates(logits, 2)
     return routed_attention(rows, gate, experts_of, eye, eye, experts_of, causal=True)
 
-# %% tags=["slide"]
+# %%
 course = {
     "01 attention, no mask": lambda r: attention_numpy(r, r, r),
     "01 attention": lambda r: attention_numpy(r, r, r, causal=True),
-    "02 multi-head": module(MultiHeadAttention(8, 2)),
+    "02 multi-head": module(MultiHeadAttention(8, 2), causal=True),
+    "06 flash": lambda r: flash_attention_numpy(r, r, r, causal=True)[0],
     "07 blocks": lambda r: blocks(r, True),
     "07 blocks, no causal mask": lambda r: blocks(r, False),
+    "07 compressed keys": lambda r: compressed_attention(r, r, r, 4),
     "08 grouped queries": lambda r: grouped_query_attention_numpy(
         np.stack([r, r]), r[None], r[None], causal=True)[0],
-    "09 latent": module(MultiHeadLatentAttention(8, 2, 4, 4, 4)),
+    "09 latent": module(MultiHeadLatentAttention(8, 2, 4, 4, 4), causal=True),
+    "10 linear": lambda r: linear_attention_numpy(r, r, r),
+    "10 Mamba": module(Mamba(8, 16)),
+    "11 differential": module(DifferentialAttention(8, 2), causal=True),
     "12 experts, tokens choose": lambda r: mixture(r, False),
     "12 experts, experts choose": lambda r: mixture(r, True)}
+# %% tags=["slide"]
 probe = np.random.default_rng(6).standard_normal((10, 8))
 for name, tried in course.items():
     change = max(np.abs(tried(probe)[:i] - tried(probe[:i])).max()
@@ -1029,7 +1039,7 @@ for name, tried in course.items():
 
 # %% [markdown]
 # Three: the two without a causal mask, as they should, and expert choice, in spite of its mask. Repairs for the last one
-# are in section 12.12.
+# are in section 12.12. (The course's own tests run yours on every causal function and layer of `attention`.)
 
 # %% [markdown] tags=["slide"]
 # ## Part 5 · CUDA

@@ -23,6 +23,7 @@
 #     public:
 #     - segment_softmax
 #     - graph_attention
+#     - graph_attention_v2
 #     - SetBlock
 #     - InducedSetAttention
 #     - patchify
@@ -169,8 +170,8 @@ def segment_softmax(scores, target, n_nodes):
 segment_softmax = check("13A", segment_softmax)
 
 # %% [markdown]
-# With it a layer is a few lines. For the proof there is no graph library in the course (torch-geometric is none of its
-# packages), so we compute the same in another way: a dense matrix of all 36 scores, masked, in PyTorch.
+# With it a layer is a few lines. For the proof we compute the same in another way: a dense matrix of all 36 scores, masked, in
+# PyTorch. (torch-geometric is none of the course's packages; where it is there, a test holds `GATConv` and `GATv2Conv` against ours.)
 #
 # *Predict.* **Review this code:** somebody takes the softmax over *all* edges at once. What do the weights of A sum to?
 
@@ -236,6 +237,17 @@ for name, table in tables.items():
 # whole graph: if A and C both see B and D, "A listens to B, and C to D" is out of its reach. GATv2 has 4 orders here. The smallest graph on which it must fail has **two** queries and **two** keys: query $i$ wants key $i$. We train both on it.
 #
 # *Predict.* Which accuracy does GAT reach, whatever its weights?
+
+# %% tags=["export"]
+def graph_attention_v2(h, source, target, w_target, w_source, a):
+    """One GATv2 head in NumPy: (new features (n, d), weights (n_edges,))."""
+    of_target, of_source = h @ w_target, h @ w_source
+    both = of_target[target] + of_source[source]
+    scores = np.where(both > 0, both, 0.2 * both) @ a
+    weights = segment_softmax(scores[:, None], target, len(h))
+    out = np.zeros_like(of_source)
+    np.add.at(out, target, weights * of_source[source])
+    return out, weights[:, 0]
 
 # %% tags=["approx"] approx={"numbers": 0.1, "picture": 0.05}
 from attention.experiments.beyond import train_scorer

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from data.recorded import pictures
+from tests.mutation.kept import counts
 from utils.paths import ROOT
-from utils.teaching import overview, taught
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LECTURES = re.findall(r"^\| (\d\d) \| .+? \| (here|planned) \|", README, re.MULTILINE)
@@ -46,8 +46,20 @@ def test_the_report_says_what_its_picture_shows():
     assert "and thread (0,0,0) reads at line 10" in said
 
 
-def test_the_minutes_of_a_lecture_are_those_of_its_table():
-    alone = {lecture.number: overview.alone(lecture) for lecture in taught.chosen([])}
-    appendix = alone.pop("13")
-    assert set(alone.values()) == {180} and "takes three hours alone with its exercises" in README
-    assert f"(the appendix {appendix} minutes)" in README
+def test_the_hours_it_promises_are_those_of_the_lectures():
+    minutes = {}
+    for path in sorted((ROOT / "solutions").glob("[0-9][0-9]_*.py")):
+        together = re.findall(
+            r"^# ?\| ?\*\*together\*\* ?\| ?\*\*(\d+)\*\*", path.read_text(encoding="utf-8"), re.MULTILINE
+        )
+        minutes[path.name[:2]] = int(together[0])
+    assert "takes **three hours** alone" in README
+    assert {minutes.pop("13")} <= set(range(80, 111)) and set(minutes.values()) == {180}
+
+
+def test_the_mutants_it_speaks_of_are_refused():
+    found = counts()
+    assert "thousands of copies of the solutions with one error each are refused" in README
+    assert sum(each["refused"] for each in found.values()) > 2000 and not any(
+        each["survived"] for each in found.values()
+    )

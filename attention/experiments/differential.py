@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from attention.differential import DifferentialAttention
-from attention.multi_head import MultiHeadAttention
+from attention.experiments.kv_cache import N_TOKENS, copying_texts
+from attention.multi_head import MultiHeadAttention, TransformerConfig, TransformerLM, split_heads
+from attention.rotary import Rotary
 from utils import training
 
 __all__ = [
@@ -23,6 +25,8 @@ __all__ = [
     "with_attention",
     "train_retriever",
     "first_gradients",
+    "GatedHead",
+    "train_gated",
 ]
 
 
@@ -159,3 +163,29 @@ def first_gradients(change, n_layers=4, seeds=3):
         retrieval_loss(model, next(fact_batches(seed))).backward()
         found[seed] = [float(layer.w_v.grad.norm()) for layer in model.layers]
     return found
+
+
+class GatedHead(MultiHeadAttention):
+    """Multi-head attention with a gate sigmoid(x w_gate) on the heads' outputs, before W_O: one a head, or one a column."""
+
+    def __init__(self, d_model, n_heads, positions, columns):
+        super().__init__(d_model, n_heads, positions)
+        self.w_gate = nn.Parameter(torch.randn(d_model, n_heads * columns))
+        self.outputs.register_forward_hook(lambda module, given, heads: heads * self.gate)
+
+    def forward(self, x, **named):
+        self.gate = torch.sigmoid(split_heads(x @ self.w_gate, self.n_heads))
+        return super().forward(x, **named)
+
+
+def train_gated(columns, seed, steps=400):
+    """A model of one layer and one head of 32, trained on the copying texts of lecture 05; columns: gates, 0, 1 or 32."""
+
+    def attention(config, layer, positions):
+        return GatedHead(32, 1, positions, columns) if columns else MultiHeadAttention(32, 1, positions)
+
+    model = TransformerLM(TransformerConfig(N_TOKENS, 32, 1, 1, 0), attention, Rotary(32)).double()
+    rng = np.random.default_rng(seed)
+    texts = (torch.from_numpy(copying_texts(rng, 32, 32)) for _ in range(steps))
+    training.fit(training.initialise(model, seed), texts, training.next_token_loss, steps, lr=1e-2)
+    return model

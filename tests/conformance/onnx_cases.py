@@ -7,6 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 SOFTCAP = "scores squashed by tanh: no lecture builds that"
+FILES = {
+    "LinearAttention": "linear_attention",
+    "CausalConvWithState": "causal_conv_with_state",
+}  # others: in small letters
 
 
 class Case(NamedTuple):
@@ -29,7 +33,7 @@ def cases(operator):
         warnings.simplefilter("ignore")  # random float16 numbers overflow while onnx draws them
         onnx = importlib.import_module("onnx")
         node = importlib.import_module("onnx.backend.test.case.node")
-        importlib.import_module(f"onnx.backend.test.case.node.{operator.lower()}")
+        importlib.import_module(f"onnx.backend.test.case.node.{FILES.get(operator, operator.lower())}")
     found = []
     for case in node._NodeTestCases:
         first, *rest = case.model.graph.node

@@ -8,11 +8,13 @@ from attention.fundamentals import attention_cuda, attention_numpy, attention_to
 from attention.kv_cache import KVCache
 from attention.rotary import apply_rope_numpy
 from tests.conformance.onnx_cases import as_attention, cases, heads
+from tests.conformance.with_onnx import GROUPS, remembered, rotated, streamed, written
 from tests.conformance.with_onnx import by_torch as rope_by_torch
-from tests.conformance.with_onnx import rotated, written
 
 LARGEST = {"float32": 5e-6, "float16": 1e-2, "bfloat16": 2e-2}  # largest difference allowed, relative to the result
-ATTENTION, ROTARY, SCATTER = (cases(name) for name in ("Attention", "RotaryEmbedding", "TensorScatter"))
+ATTENTION, ROTARY, SCATTER, MEMORY, CONVOLUTION = (
+    cases(name) for name in ("Attention", "RotaryEmbedding", "TensorScatter", "LinearAttention", "CausalConvWithState")
+)
 
 
 def parameters(found):
@@ -38,7 +40,8 @@ def assert_close(got, expected):
     assert got.shape == expected.shape
     allowed = LARGEST[expected.dtype.name]
     expected = expected.astype(np.float64)
-    assert np.abs(got.astype(np.float64) - expected).max() <= allowed * max(1.0, np.abs(expected).max())
+    size = max(1.0, np.abs(expected).max(initial=0.0))
+    assert np.abs(got.astype(np.float64) - expected).max(initial=0.0) <= allowed * size
 
 
 @pytest.mark.parametrize("attention", [by_numpy, by_torch, by_cuda])
@@ -79,7 +82,18 @@ def test_rotation_pairs_the_columns_that_the_standard_pairs(case, apply_rope):
     assert_close(rotated(case, apply_rope), heads(case.outputs["output"], case.attributes.get("num_heads")))
 
 
+@pytest.mark.parametrize(
+    ("case", "ours"),
+    [(case, by) for found, by in ((MEMORY, remembered), (CONVOLUTION, streamed)) for case in found],
+    ids=lambda given: getattr(given, "name", ""),
+)
+def test_a_memory_and_a_convolution_give_the_standard_s_result_and_hand_its_state_over(case, ours):
+    for got, name in zip(ours(case), ("output", "present_state"), strict=True):
+        assert_close(got, case.outputs[name])
+
+
 def test_the_standard_has_the_cases_that_are_counted_on():
     assert len(ATTENTION) == 93
     assert sum(not case.skipped for case in ATTENTION) == 82
-    assert (len(ROTARY), len(SCATTER)) == (8, 3)
+    assert (len(ROTARY), len(SCATTER), len(MEMORY), len(CONVOLUTION)) == (8, 3, 14, 13)
+    assert len(GROUPS) == 12

@@ -1,6 +1,6 @@
 """Rows of the table for lecture 13: graphs by torch's own scatter and densely, and a vision transformer from transformers.
 
-torch-geometric is not among the packages of the course; its GATConv is the same scatter as the first row's.
+torch-geometric is not among the packages of the course; elsewhere.py has rows for its GATConv and GATv2Conv.
 """
 
 import numpy as np
@@ -50,6 +50,18 @@ def by_dense(factor, n, n_edges):
     edge[target, source] = True
     scores = F.leaky_relu((features @ a_target)[:, None] + features @ a_source, 0.2)
     return ours(factor, *given), torch.softmax(scores.masked_fill(~edge, -torch.inf), -1) @ features
+
+
+@row("graph attention that ranks anew (GATv2), one head", f"{TORCH}, softmax of a dense masked matrix", GRAPHS)
+def by_dense_v2(factor, n, n_edges):
+    h, target, source, w, a, _ = graph(n, n_edges)
+    (w_target,) = draw(27, w.shape)
+    features, edge = h @ w, torch.zeros(n, n, dtype=torch.bool)
+    edge[target, source] = True
+    scores = F.leaky_relu((h @ w_target)[:, None] + features, 0.2) @ a
+    weights = (one.numpy() for one in (w_target, w, factor * a))
+    mine = beyond.graph_attention_v2(h.numpy(), source, target, *weights)[0]
+    return [mine], torch.softmax(scores.masked_fill(~edge, -torch.inf), -1) @ features
 
 
 @row("set attention block", f"{TORCH}, nn.MultiheadAttention", {"whole": {}, "padding": dict(padding=True)})

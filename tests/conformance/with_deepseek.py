@@ -9,7 +9,7 @@ from transformers.models.deepseek_v3 import modeling_deepseek_v3 as v3
 from transformers.models.deepseek_v32 import modeling_deepseek_v32 as v32
 
 from attention import latent
-from attention.latent import LatentCache, MultiHeadLatentAttention
+from attention.latent import IndexedLatentAttention, LatentCache, MultiHeadLatentAttention
 from attention.rotary import Rotary
 from tests.conformance.table import row
 from tests.conformance.with_torch import draw, three
@@ -36,10 +36,10 @@ def config_of(module, name, query, **more):
     )  # fmt: skip
 
 
-def layer(query, scaling=None, scale=None):
+def layer(query, scaling=None, scale=None, kind=MultiHeadLatentAttention, **more):
     """Our layer, its matrices drawn so that outputs are of unit size, the gains of its norms around 1."""
     positions = Rotary(ROPE, scaling=scaling, interleaved=True)
-    ours = MultiHeadLatentAttention(D_MODEL, N_HEADS, NOPE, LATENT, ROPE, query, D_V, positions, scale)
+    ours = kind(D_MODEL, N_HEADS, NOPE, LATENT, ROPE, query, D_V, positions, scale, **more)
     rng = np.random.default_rng(11)
     for parameter in ours.parameters():
         drawn = rng.standard_normal(parameter.shape) * 1.5 * len(parameter) ** -0.5
@@ -132,3 +132,21 @@ def of_v32(factor, kept):
     mask = torch.zeros(1, N, N, dtype=torch.bool).scatter(-1, chosen[0].long(), True)[:, None]
     ours.w_uq.data, ours.w_qr.data = factor * ours.w_uq.data, factor * ours.w_qr.data
     return [ours(x, mask=mask, causal=True, absorbed=absorbed) for absorbed in (False, True)], expected
+
+
+@row("latent attention, and the indexer that chooses for it", FROM + "DeepseekV32Attention", {"all tokens": dict(kept=N), "4 of 12 tokens": dict(kept=4)})  # fmt: skip
+def with_an_indexer(factor, kept):
+    """Nothing of theirs is used: our indexer, with its half-split rotation, chooses for our layer, with its interleaved one."""
+    heads = 8  # with few of them ReLU makes many scores 0, and of equal ones ours takes the earlier
+    config = config_of(v32, "DeepseekV32", 20, index_topk=kept, index_n_heads=heads, index_head_dim=16)
+    ours = layer(20, kind=IndexedLatentAttention, top_k=kept, index_heads=heads, d_index=16)
+    (x,) = draw(14, (2, N, D_MODEL))
+    theirs = copied(ours, v32.DeepseekV32Attention(config, 0), 20)
+    own = ours.indexer
+    theirs.indexer.wq_b.weight.data, theirs.indexer.wk.weight.data = own.query.weight.data, own.key.weight.data
+    theirs.indexer.weights_proj.weight.data = own.weight.weight.data
+    theirs.indexer.k_norm.load_state_dict(own.norm.state_dict())
+    turning = v32.DeepseekV32RotaryEmbedding(config)(x, torch.arange(N)[None])
+    expected = theirs(x, turning, future().expand(2, -1, -1, -1))[0]
+    ours.w_uq.data, ours.w_qr.data = factor * ours.w_uq.data, factor * ours.w_qr.data
+    return [ours(x), ours(x, absorbed=True)], expected

@@ -159,6 +159,37 @@ def of_mixer(factor, width, rank):
     return [ours(3 * x)], theirs(3 * x)
 
 
+@row("the layer of Mamba-2, from our scan", FROM + "Mamba2Mixer", {"3 heads": {}, "a group for each of 2": dict(groups=2, heads=4)})  # fmt: skip
+def of_mixer2(factor, groups=1, heads=3, d_state=8, width=4):
+    """Mamba-2's layer written out: its convolution over x, b and c, one decay a head, a norm behind the gate."""
+    inner = heads * D
+    config = mamba2.Mamba2Config(
+        hidden_size=16, num_heads=heads, head_dim=D, state_size=d_state, conv_kernel=width, n_groups=groups, chunk_size=16,
+        expand=inner // 16, num_hidden_layers=1,
+    )  # fmt: skip
+    theirs = mamba2.Mamba2Mixer(config, 0).eval()
+    for parameter, drawn in zip(theirs.parameters(), draw(28, *[p.shape for p in theirs.parameters()])):
+        parameter.data = drawn * (drawn[0].numel() ** -0.5 if drawn.dim() > 1 else 0.5)
+    (x,) = draw(29, (BATCH, N, 16))
+    gate, mixed, step = theirs.in_proj(3 * x).split([inner, inner + 2 * groups * d_state, heads], -1)
+    seen = torch.nn.functional.pad(mixed, (0, 0, width - 1, 0))
+    kernel = theirs.conv1d.weight[:, 0]
+    mixed = torch.nn.functional.silu(sum(kernel[:, i] * seen[:, i : i + N] for i in range(width)) + theirs.conv1d.bias)
+    u, b, c = mixed.split([inner, groups * d_state, groups * d_state], -1)
+    delta = torch.nn.functional.softplus(step + theirs.dt_bias).repeat_interleave(D, -1)
+    rates, skip = (one.repeat_interleave(D) for one in (-theirs.A_log.exp(), theirs.D))
+    results = []
+    for part in zip(*(
+        three(SCAN, u_, delta_, rate[:, None].expand(-1, d_state).contiguous(), b_, factor * c_, skip_)
+        for u_, delta_, rate, skip_, b_, c_ in zip(
+            *(a.chunk(groups, -1) for a in (u, delta, rates, skip, b, c))
+        )
+    )):  # fmt: skip
+        y = torch.cat([torch.as_tensor(one) for one in part], -1)
+        results.append(theirs.out_proj(torch.as_tensor(theirs.norm(y, gate))))
+    return results, theirs(3 * x)
+
+
 @row("retention with a fixed decay, one step after the other", FROM + "MiniMaxLightningAttention", {f"layer {i}": dict(layer=i) for i in (0, 2)})  # fmt: skip
 def of_minimax(factor, layer):
     config = minimax.MiniMaxConfig(

@@ -5,6 +5,7 @@ import importlib.metadata
 import numpy as np
 import torch
 
+from attention import grouped_query, linear
 from attention.kv_cache import KVCache, RingKVCache
 from attention.rotary import apply_rope_numpy, apply_rope_torch
 from tests.conformance import onnx_cases as onnx
@@ -25,6 +26,32 @@ def attention(factor, case):
     q, k, v, mask, scale = onnx.as_attention(case)
     tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in (q * q.dtype.type(factor), k, v)]
     found = three(ATTENTION, *tensors, mask, scale=scale)
+    return found, onnx.heads(case.outputs["Y"], case.attributes.get("q_num_heads"))
+
+
+GROUPED = (
+    grouped_query.grouped_query_attention_numpy,
+    grouped_query.grouped_query_attention_torch,
+    grouped_query.grouped_query_attention_cuda,
+)
+
+
+def fewer_key_heads(case):
+    """Whether several heads of queries share one of keys: `as_attention` repeats keys, this row does not."""
+    says, q, k = case.attributes, case.inputs["Q"], case.inputs["K"]
+    return says["q_num_heads"] != says["kv_num_heads"] if "q_num_heads" in says else q.shape[1] != k.shape[1]
+
+
+GROUPS = {name: given for name, given in of_single("Attention", "Y").items() if fewer_key_heads(given["case"])}
+
+
+@row("grouped-query attention", ONNX, GROUPS)
+def grouped(factor, case):
+    q, k, v, mask, scale = onnx.as_attention(case)
+    n_kv = case.attributes.get("kv_num_heads") or case.inputs["K"].shape[1]
+    k, v = (a[:, :: q.shape[1] // n_kv] for a in (k, v))
+    tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in (q * q.dtype.type(factor), k, v)]
+    found = three(GROUPED, *tensors, torch.from_numpy(np.ascontiguousarray(mask)), scale=scale)
     return found, onnx.heads(case.outputs["Y"], case.attributes.get("q_num_heads"))
 
 
@@ -79,3 +106,58 @@ def written(case):
 def scatter(factor, case):
     theirs = case.outputs["present_cache"]
     return [factor * written(case)], theirs if theirs.ndim == 4 else theirs[:, None]
+
+
+def remembered(case, factor=1.0):
+    """The output (batch, seq, columns) and the last state of a case of LinearAttention, by steps of our memory."""
+    given, says = case.inputs, case.attributes
+    rule = says.get("update_rule", b"gated_delta")
+    n_heads, n_kv_heads = says["q_num_heads"], says["kv_num_heads"]
+    single = {name: a.astype(np.float32) for name, a in given.items()}
+    q, k, v = (
+        onnx.heads(single[name], n) for name, n in (("query", n_heads), ("key", n_kv_heads), ("value", n_kv_heads))
+    )
+    q = q * np.float32(factor * (says.get("scale") or q.shape[-1] ** -0.5))
+    (batch, _, seq, d), none = k.shape, np.ones((len(k), n_kv_heads, k.shape[2], 1), np.float32)
+    decay = np.exp(onnx.heads(single["decay"], n_kv_heads)) if "decay" in given else none
+    beta = single["beta"].swapaxes(1, 2)[..., None] * none if "beta" in given else none
+    state = single.get("past_state", np.zeros((batch, n_kv_heads, d, v.shape[-1]), np.float32))
+    out = np.zeros((batch, seq, n_heads, v.shape[-1]), np.float32)
+    for t in range(seq):
+        state = linear.memory_step(state, k[:, :, t], v[:, :, t], decay[:, :, t], beta[:, :, t], b"delta" in rule)
+        read = np.repeat(state, n_heads // n_kv_heads, axis=1)  # query heads that share a memory
+        out[:, t] = (q[:, :, t, None] @ read)[:, :, 0]
+    return out.reshape(batch, seq, -1), state
+
+
+def together(output, state):
+    return np.concatenate([output.ravel(), state.ravel()])
+
+
+@row("a linear memory with its state, one step after the other", ONNX, of_single("LinearAttention", "output"))
+def memories(factor, case):
+    return [together(*remembered(case, factor))], together(case.outputs["output"], case.outputs["present_state"])
+
+
+def streamed(case, factor=1.0):
+    """The output and the state (batch, channels, ...) of a case of CausalConvWithState, by `stream`.
+
+    A scan that forgets at once, with one state of weight 1, hands the convolution through.
+    """
+    x, weight = (case.inputs[name].astype(np.float64) for name in ("input", "weight"))
+    x, kernel = x.swapaxes(1, 2), factor * weight[:, 0]
+    channels, ones = len(kernel), np.ones((*x.shape[:2], 1))
+    state = None
+    if "past_state" in case.inputs:
+        tail = case.inputs["past_state"].swapaxes(1, 2).astype(np.float64)
+        state = tail, np.zeros((len(x), channels, 1))
+    y, (tail, _) = linear.stream(x, np.ones_like(x), np.full((channels, 1), -np.inf), ones, ones, kernel, state)
+    y = y + case.inputs["bias"] if "bias" in case.inputs else y
+    if case.attributes.get("activation", b"none") != b"none":
+        y = y / (1 + np.exp(-y))
+    return y.swapaxes(1, 2), tail.swapaxes(1, 2)
+
+
+@row("the convolution before a scan, with its state", ONNX, of_single("CausalConvWithState", "output"))
+def convolutions(factor, case):
+    return [together(*streamed(case, factor))], together(case.outputs["output"], case.outputs["present_state"])

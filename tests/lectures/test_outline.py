@@ -5,6 +5,7 @@ import re
 import nbformat
 import pytest
 
+from tests.lectures.neighbours import ROWS
 from tests.lectures.outline import BULLETS, LECTURES, TOPICS
 from utils.paths import ROOT
 
@@ -42,6 +43,24 @@ def sections(notebook):
     return found
 
 
+def texts(notebook):
+    """All text and code below each numbered heading of the third level, its heading included: {"2.1": text}."""
+    found, number = {}, None
+    for cell in notebook:
+        for line in cell.source.splitlines() if cell.cell_type == "markdown" else [cell.source]:
+            level, _, title = line.partition(" ") if cell.cell_type == "markdown" else ("", "", "")
+            if re.fullmatch("#{1,3}", level):
+                number = next(iter(re.findall(r"^\d+\.\d+(?= )", title)), None)
+            if number:
+                found[number] = f"{found.get(number, '')}{line}\n"
+    return found
+
+
+def dangling(rows, found):
+    """The rows whose section is missing or does not hold their words; found: as `texts` gives it."""
+    return [row for row, number, words in rows if not re.search(words, found.get(number, ""), re.IGNORECASE)]
+
+
 def section_of(bullet, found):
     """The headings that begin with a bullet's number."""
     return [heading for heading in found if heading is not None and heading.startswith(f"{bullet} ")]
@@ -66,6 +85,13 @@ def test_each_bullet_has_one_section_that_shows_something(number):
         assert found[headings[0]], f"{bullet} {title}: no cell of its section has an output"
 
 
+@pytest.mark.parametrize("number", ROWS, ids=named)
+def test_each_neighbouring_row_has_a_section_that_speaks_of_it(number):
+    notebook = cells(number)
+    assert dangling(ROWS[number], texts(notebook)) == []
+    assert any(cell.source.startswith("## Glossary") or "\n## Glossary" in cell.source for cell in notebook)
+
+
 @pytest.mark.parametrize("number", TOPICS, ids=named)
 def test_each_neighbouring_topic_can_be_found(number):
     text = "\n".join(cell.source for cell in cells(number))
@@ -87,3 +113,15 @@ def test_a_missing_an_empty_and_a_misnamed_section_are_noticed():
     )
     assert full["2.1 One head"] and not empty["2.1 One head"]
     assert section_of("2.1", full) == ["2.1 One head"] and section_of("2.2", full) == [] and section_of("2", full) == []
+
+
+def test_a_row_that_points_nowhere_is_noticed():
+    notebook = [
+        nbformat.v4.new_markdown_cell("### 2.1 One head\n\nIt **copies**."),
+        nbformat.v4.new_code_cell("copied = 1"),
+        nbformat.v4.new_markdown_cell("## Glossary\n\nscore"),
+    ]
+    found = texts(notebook)
+    assert list(found) == ["2.1"] and "copied = 1" in found["2.1"] and "score" not in found["2.1"]
+    rows = [("there", "2.1", "copies"), ("no section", "2.2", "copies"), ("elsewhere", "2.1", "score")]
+    assert dangling(rows, found) == ["no section", "elsewhere"]

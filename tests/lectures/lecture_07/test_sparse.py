@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from transformers import BigBirdConfig, DeepseekV32Config, LongformerConfig
+from transformers import BigBirdConfig, BigBirdModel, DeepseekV4Config, DeepseekV32Config, LongformerConfig
 from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention
+from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4HCACompressor
 from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Indexer
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
 from attention import sparse as s
 from attention.experiments import sparse as experiments
-from attention.fundamentals import attention_numpy, attention_torch, causal_mask
+from attention.fundamentals import attention_numpy, attention_torch, causal_mask, softmax
 from attention.kv_cache import RingKVCache
 from utils import training
 
@@ -68,15 +69,22 @@ def test_the_fixed_pattern_has_its_block_and_all_summaries_before():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: s.sliding_window_mask(3, 3, 0), "window at least 1, got 3, 3 and 0"),
+        (lambda: s.sliding_window_mask(3, 3, 0), "window must be a whole number of at least 1, got 0"),
+        (lambda: s.sliding_window_mask(3, 3, 2.5), "window must be a whole number of at least 1, got 2.5"),
+        (lambda: s.sliding_window_mask(3.0, 3, 2), "n_queries must be a whole number of at least 0, got 3.0"),
         (lambda: s.reachable(np.ones((2, 2)), 1), "mask must be boolean (n, n)"),
-        (lambda: s.longformer_mask(4, 3), "window must be even and not negative, got 3"),
-        (lambda: s.bigbird_mask(-1), "must not be negative"),
+        (lambda: s.longformer_mask(4, 3), "window must be even and global_tokens from 0 to below 4, got 3 and []"),
+        (lambda: s.longformer_mask(4, 2, [4]), "global_tokens from 0 to below 4, got 2 and [4]"),
+        (lambda: s.longformer_mask(4, -2), "window must be a whole number of at least 0, got -2"),
+        (lambda: s.bigbird_mask(-1), "n_blocks must be a whole number of at least 0, got -1"),
         (lambda: s.strided_mask(4, 0), "stride must be at least 1, got 0"),
         (lambda: s.fixed_mask(4, 2, 3), "summary must be from 1 to stride = 2, got 3"),
         (lambda: s.select_blocks(np.zeros((2, 3)), 2), "scores must be (..., n_blocks, n_blocks)"),
         (lambda: s.select_blocks(np.zeros((2, 2)), 1), "n_keep at least 2"),
-        (lambda: s.compressed_attention(np.ones((2, 2)), np.ones((2, 2)), np.ones((2, 2)), 0), "m must be at least 1"),
+        (
+            lambda: s.compressed_attention(np.ones((2, 2)), np.ones((2, 2)), np.ones((2, 2)), 0),
+            "m must be a whole number",
+        ),
     ],
 )
 def test_a_wrong_argument_is_one_clear_sentence(call, sentence):
@@ -119,8 +127,8 @@ def test_longformer_equals_the_class_of_transformers_with_copied_weights():
     np.testing.assert_allclose(got, expected.numpy(), atol=5e-7)  # its softmax is in single precision
 
 
-def test_bigbird_blocks_equal_the_class_of_transformers_with_its_random_blocks():
-    n, heads, size, d = 96, 2, 8, 4
+def of_bigbird(train, random_blocks=None, n=96, heads=2, size=8, d=4):
+    """q, k, v and what transformers' block-sparse BigBird makes of them, (1, heads, n, d) arrays."""
     config = BigBirdConfig(
         hidden_size=heads * d,
         num_attention_heads=heads,
@@ -135,16 +143,63 @@ def test_bigbird_blocks_equal_the_class_of_transformers_with_its_random_blocks()
     band = torch.einsum(
         "blq,blk->blqk", blocks[:, 2:-2], torch.cat([blocks[:, 1:-3], blocks[:, 2:-2], blocks[:, 3:-1]], 2)
     )
-    there = np.stack([s.bigbird_mask(n // size, 1, seed) for seed in range(heads)])
-    extra = there & ~s.bigbird_mask(n // size, 0)
-    theirs._bigbird_block_rand_mask_with_head = lambda **sizes: extra[:, 1:-1].argmax(-1)[..., None]
-    context, _ = theirs.train().bigbird_block_sparse_attention(
+    if random_blocks is not None:
+        theirs._bigbird_block_rand_mask_with_head = lambda **sizes: random_blocks
+    context, _ = theirs.train(train).bigbird_block_sparse_attention(
         q, k, v, band[:, None], ones.view(1, 1, n, 1), ones.view(1, 1, 1, n), blocks, blocks, heads, 1, d, size, size, 1,
         n, n, 1, None, None,
     )  # fmt: skip
-    expected = context.view(1, n, heads, d).transpose(1, 2).detach().numpy()
-    got = s.block_sparse_attention_numpy(q.numpy(), k.numpy(), v.numpy(), there, size)
-    np.testing.assert_allclose(got, expected, atol=1e-6)
+    return q.numpy(), k.numpy(), v.numpy(), context.view(1, n, heads, d).transpose(1, 2).detach().numpy()
+
+
+def test_bigbird_blocks_equal_the_class_of_transformers_with_its_random_blocks():
+    there = np.stack([s.bigbird_mask(12, 1, seed) for seed in range(2)])
+    extra = there & ~s.bigbird_mask(12, 0)
+    q, k, v, expected = of_bigbird(True, extra[:, 1:-1].argmax(-1)[..., None])
+    np.testing.assert_allclose(s.block_sparse_attention_numpy(q, k, v, there, 8), expected, atol=1e-6)
+
+
+def test_bigbird_of_transformers_draws_no_blocks_in_evaluation_but_counts_block_0_once_more():
+    q, k, v, expected = of_bigbird(False)
+    there = np.repeat(np.repeat(s.bigbird_mask(12, 0), 8, 0), 8, 1)
+    scores = np.where(there, q @ k.swapaxes(-1, -2) / 2, -np.inf)
+    scores[..., 8:-8, :8] += np.log(2)
+    np.testing.assert_allclose(softmax(scores) @ v, expected, atol=1e-6)
+    assert np.abs(s.block_sparse_attention_numpy(q, k, v, s.bigbird_mask(12, 0), 8) - expected).max() > 0.1
+
+
+def test_bigbird_of_transformers_attends_to_all_of_a_short_text():
+    config = BigBirdConfig(
+        hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8, vocab_size=20, num_random_blocks=1,
+        block_size=8, max_position_embeddings=96,
+    )  # fmt: skip
+    model = BigBirdModel(config).eval()
+    model(torch.arange(16)[None] % 20)
+    assert model.attention_type == "original_full" and model.config.attention_type == "block_sparse"
+
+
+def test_the_heavily_compressed_attention_of_deepseek_v4_sees_the_blocks_that_ours_sees():
+    n, d, m = 21, 8, 4
+    config = DeepseekV4Config(
+        hidden_size=6, head_dim=d, compress_rates={"heavily_compressed_attention": m, "compressed_sparse_attention": 4}
+    )
+    theirs = DeepseekV4HCACompressor(config).double()
+    for name in ("gate_proj.weight", "position_bias"):  # all weights of a block equal: its mean
+        theirs.get_parameter(name).data.zero_()
+    theirs.kv_norm.weight.data.fill_(1.0)
+    theirs.rotary_emb.forward = lambda x, **named: [
+        f(torch.zeros(*x.shape[:-1], d // 2).double()) for f in (torch.cos, torch.sin)
+    ]
+    x = torch.from_numpy(draw(12, (1, n, 6))[0])
+    kept, bias = theirs(x, x, torch.arange(n)[None], None, 0)
+    kv = theirs.kv_proj(x)[0].detach().numpy()
+    means = kv[: n // m * m].reshape(-1, m, d).mean(1)
+    sizes = np.sqrt((means**2).mean(-1, keepdims=True) + config.rms_norm_eps)
+    np.testing.assert_allclose(kept[0, 0].detach().numpy(), means / sizes, atol=1e-6)
+    values = np.eye(n // m).repeat(m, 0)  # a mean of them says which blocks are seen
+    values = np.concatenate([values, np.zeros((n % m, n // m))])
+    seen = s.compressed_attention(np.zeros((n, 2)), np.zeros((n, 2)), values, m) > 0
+    np.testing.assert_array_equal(seen, (bias[0, 0] == 0).numpy())
 
 
 def test_bigbird_has_three_kinds_of_blocks():
@@ -210,14 +265,38 @@ def test_every_branch_of_nsa_is_attention_when_nothing_is_left_out():
 def test_the_branches_of_nsa_have_keys_and_values_of_their_own():
     q, *others = draw(7, *[(16, 4)] * 7)
     keys, values, gates = others[:3], others[3:], np.random.default_rng(8).random((16, 3))
-    got = s.native_sparse_attention(q, keys, values, gates, 4, 2, 5)
-    there = s.select_blocks(q.reshape(4, 4, 4).mean(1) @ keys[1].reshape(4, 4, 4).mean(1).T, 2)
+    got = s.native_sparse_attention(q, keys, values, gates, 4, 3, 5)
+    means, there = keys[1].reshape(4, 4, 4).mean(1), np.zeros((16, 4), bool)
+    for t in range(16):  # own and first block, and the best of those between
+        between = range(1, t // 4)
+        there[t, [0, t // 4, *sorted(between, key=lambda b: -q[t] @ means[b])[:1]]] = True
     wanted = gates[:, :1] * s.compressed_attention(q, keys[0], values[0], 4)
-    wanted += gates[:, 1:2] * attention_numpy(
-        q, keys[1], values[1], np.repeat(np.repeat(there, 4, 0), 4, 1), causal=True
-    )
+    wanted += gates[:, 1:2] * attention_numpy(q, keys[1], values[1], np.repeat(there, 4, 1), causal=True)
     wanted += gates[:, 2:] * attention_numpy(q, keys[2], values[2], s.sliding_window_mask(16, 16, 5))
     np.testing.assert_allclose(got, wanted, atol=1e-12)
+
+
+def nsa(q, k, v, m):
+    """All three branches of a text whose length is cut to whole blocks, n_keep 3."""
+    n = len(q) // m * m
+    q, k, v = (a[:n] for a in (q, k, v))
+    return s.native_sparse_attention(q, [k] * 3, [v] * 3, np.ones((n, 3)), m, 3, 2)
+
+
+def test_a_text_shorter_than_a_block_has_no_compressed_keys():
+    q, k, v = draw(14, (2, 3, 4), (2, 3, 4), (2, 3, 5))
+    assert s.compressed_attention(q, k, v, 4).shape == (2, 3, 5) and not s.compressed_attention(q, k, v, 4).any()
+
+
+def test_no_choice_of_nsa_depends_on_what_comes_later():
+    q, k, v = draw(13, (24, 4), (24, 4), (24, 3))
+    for m in (2, 4):
+        before = nsa(q, k, v, m)
+        for t in range(23):
+            later = [a.copy() for a in (q, k, v)]
+            for a in later:
+                a[t + 1 :] = np.random.default_rng(t).standard_normal(a[t + 1 :].shape) * 5
+            np.testing.assert_allclose(nsa(*later, m)[: t + 1], before[: t + 1], atol=1e-12)
 
 
 @pytest.mark.parametrize("attend", [s.compressed_attention], ids=["compressed"])

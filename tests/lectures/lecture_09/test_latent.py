@@ -11,6 +11,7 @@ from attention.latent import (
     LatentAttention,
     LatentCache,
     MultiHeadLatentAttention,
+    best_of_past,
     grouped_as_latent,
     joint_latent,
     latent_decode_attention_torch,
@@ -108,6 +109,12 @@ def test_a_joint_latent_says_what_does_not_fit():
     for arguments in ((np.ones((3, 2)), np.ones((4, 2)), 1), (np.ones((3, 2)), np.ones((3, 2)), 0)):
         with pytest.raises(ValueError, match="w_k and w_v must be"):
             joint_latent(*arguments)
+
+
+def test_the_best_of_the_past_are_never_later_and_equal_ones_the_earlier():
+    chosen = best_of_past(torch.tensor([[0.0, 9, 9, 9], [0, 0, 9, 9], [1, 0, 1, 9], [0, 0, 0, 1]]), 2)
+    assert chosen.tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]]
+    assert best_of_past(torch.zeros(3, 3), 100).tolist() == np.tri(3, dtype=bool).tolist()
 
 
 def test_groups_that_do_not_divide_the_heads():

@@ -15,11 +15,13 @@ from attention.experiments.linear import (
     train_parity,
     train_recall,
 )
+from attention.fundamentals import attention_numpy
 from attention.linear import (
     Mamba,
     chunked_attention,
     favor_features,
     imitation_step,
+    infini_attention,
     linear_attention_numpy,
     linear_attention_torch,
     long_convolution,
@@ -202,6 +204,32 @@ def test_wkv_is_a_weighted_mean_and_large_keys_do_not_overflow():
         expected = ((weights * v[:i]).sum(0) + np.exp(u + k[i]) * v[i]) / total
         np.testing.assert_allclose(wkv(w, u, k, v)[i], expected, atol=1e-12)
     assert np.isfinite(wkv(w, u, 1e4 * k, v)).all()
+
+
+def elu_1(x):
+    return np.where(x > 0, x + 1, np.exp(x))
+
+
+@pytest.mark.parametrize("segment", [1, 4, 7, 20, 50])
+def test_infini_attention_is_softmax_in_a_segment_and_linear_attention_to_what_came_before(segment):
+    q, k, v = normal(20, 4, seed=3), normal(20, 4, seed=4), normal(20, 3, seed=5)
+    shut, wide, half = (infini_attention(q, k, v, segment, gate) for gate in (-60.0, 60.0, 0.0))
+    for first in range(0, 20, segment):
+        rows = slice(first, first + segment)
+        np.testing.assert_allclose(shut[rows], attention_numpy(q[rows], k[rows], v[rows], causal=True), atol=1e-12)
+        before = linear_attention_numpy(elu_1(q[rows]), elu_1(k[:first]), v[:first], causal=False, normalise=True)
+        np.testing.assert_allclose(wide[rows], before, atol=1e-12)
+    np.testing.assert_allclose(half, (shut + wide) / 2, atol=1e-12)
+    with pytest.raises(ValueError, match="segment must be at least 1, got 0"):
+        infini_attention(q, k, v, 0, 0.0)
+
+
+def test_infini_attention_with_the_delta_rule_does_not_write_what_it_knows():
+    k, v = np.tile(normal(1, 4, seed=3), (3, 1)), np.tile(normal(1, 3, seed=5), (3, 1))
+    q = normal(3, 4, seed=6)
+    plain, corrected = (infini_attention(q, k, v, 1, 60.0, delta) for delta in (False, True))
+    np.testing.assert_allclose(plain[1:], v[1:], atol=1e-12)  # one key, one value: a mean of equal values
+    np.testing.assert_allclose(corrected[2], v[2] / 2, atol=1e-12)  # the sum of keys grew, the values did not
 
 
 def test_a_long_convolution_does_not_leak():

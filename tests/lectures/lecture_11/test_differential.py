@@ -15,7 +15,15 @@ from attention.differential import (
     sigmoid,
     subtract_map,
 )
-from attention.experiments.differential import first_gradients, needle_in_text, pair_correlations, train_retriever
+from attention.experiments.differential import (
+    GatedHead,
+    first_gradients,
+    needle_in_text,
+    pair_correlations,
+    train_gated,
+    train_retriever,
+)
+from attention.experiments.kv_cache import look_at_sink
 from attention.fundamentals import attention_numpy
 from attention.grouped_query import grouped_query_attention_numpy
 from attention.kv_cache import KVCache
@@ -124,6 +132,27 @@ def test_the_norm_raises_gradients_by_about_the_root_of_the_length():
     )
     assert (alone > 3).all() and (alone < 12).all() and (neither < 1).all()
     assert both[0] > 3 and 1.5 < both[3] < 4
+
+
+def test_a_gated_head_is_the_head_times_its_gate():
+    x, plain = text(), MultiHeadAttention(16, 2).double()
+    for columns in (1, 8):
+        gated = training.initialise(GatedHead(16, 2, None, columns).double(), 0)
+        plain.load_state_dict({name: w for name, w in gated.state_dict().items() if name != "w_gate"})
+        gated.w_gate.data.zero_()
+        torch.testing.assert_close(gated(x, causal=True), plain(x, causal=True) / 2)
+        gated.w_gate.data[:, :columns] = -1000 * x[0, 0, :, None]  # shuts the first head for the first token
+        heads = []
+        plain.outputs.register_forward_hook(lambda *given: heads.append(given[2]))
+        plain(x, causal=True)
+        expected = torch.cat([torch.zeros(8), heads[0][0, 1, 0] / 2]).double() @ gated.w_o
+        torch.testing.assert_close(gated(x, causal=True)[0, 0], expected)
+
+
+def test_a_gate_leaves_a_fraction_of_the_sink():
+    alone, gated = (look_at_sink(train_gated(columns, 0)) for columns in (0, 32))
+    assert alone["mass"] > 0.5 and gated["mass"] < 0.35
+    assert alone["value_ratio"] < 0.4 < gated["value_ratio"]
 
 
 @pytest.mark.parametrize("name", ["softmax", "differential"])

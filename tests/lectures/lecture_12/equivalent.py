@@ -14,9 +14,9 @@ EQUIVALENT = {
         "line 28.8: if cache is not None becomes False": "the exercise says that its check passes no cache",
     },
     "12D": {
-        "line 12.13: rows.topk(top_k, dim=-1) without dim": "what is left out is the default",
-        "line 12.34: -1 becomes 1": "there are two axes: the last one is number 1",
-        "line 14.45: -1 becomes 1": "there are two axes: the last one is number 1",
+        "line 13.13: rows.topk(top_k, dim=-1) without dim": "what is left out is the default",
+        "line 13.34: -1 becomes 1": "there are two axes: the last one is number 1",
+        "line 15.45: -1 becomes 1": "there are two axes: the last one is number 1",
     },
     "12E": {
         "line 9.28: rows.topk(top_k, dim=-1) without dim": "what is left out is the default",
