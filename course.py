@@ -61,7 +61,9 @@ def parser():
     test = commands.add_parser("test", help="test [NN ...]: every test and every notebook, or those of some lectures")
     test.add_argument("--quick", action="store_true", help="leave out what is slow, and one folder of notebooks")
     test.add_argument(
-        "--mutation", action="store_true", help="put errors into the exercises' solutions, and let the checks judge"
+        "--mutation",
+        action="store_true",
+        help="put errors into the exercises' solutions, or into attention.flash, and let the checks or the tests judge",
     )
     test.set_defaults(run=run_test)
 

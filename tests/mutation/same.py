@@ -46,6 +46,13 @@ REASONS = {
     },
     "multi_head": {TWO_AXES: ["weights_from_torch line 7.35: -1 becomes 1"]},
     "rotary": {
+        "what is too long is cut off, and one less is enough": [
+            "alibi_slopes line 13.40: 1 becomes 0",
+            "alibi_slopes line 13.40: 1 becomes 2",
+            "alibi_slopes line 13.40: 2 * power + 1 becomes its left side",
+            "alibi_slopes line 13.40: 2 * power + 1: + becomes -",
+            "alibi_slopes line 13.40: 2 becomes 3",
+        ],
         ROUNDED: [
             "apply_rope_numpy line 12.10: (attention_scale * np.cos(angles)).as... without .astype",
             "apply_rope_numpy line 13.10: (attention_scale * np.sin(angles)).as... without .astype",
@@ -168,11 +175,21 @@ REASONS = {
             "flash_forward_torch line 17.26: j_stop - 1: - becomes +",
             "flash_forward_torch line 17.39: i + shift becomes its right side",
         ],
+        "a block has one score at least": [
+            "online_softmax line 10.26: scores.max(axis=-1, initial=-np.inf) without initial",
+        ],
         SUBTRACTED: [
+            "online_softmax line 11.13: 0 becomes -1",
+            "online_softmax line 11.13: 0 becomes 1",
+            "merge_by_lse line 14.13: 0 becomes -1",
+            "merge_by_lse line 14.13: 0 becomes 1",
             "flash_forward_torch line 20.59: 0 becomes -1",
             "flash_forward_torch line 20.59: 0 becomes 1",
         ],
-        DIVIDED: ["flash_forward_torch line 25.61: 1 becomes 2"],
+        DIVIDED: ["merge_by_lse line 19.28: 1 becomes 2", "flash_forward_torch line 25.61: 1 becomes 2"],
+        "only a warning, of the logarithm of 0": [
+            "merge_by_lse line 20.9: np.errstate(divide='ignore') without divide"
+        ],
         "the last axis has one entry": [
             "flash_forward_torch line 26.53: 0 becomes -1",
             "flash_attention_backward_cuda line 13.72: 0 becomes -1",
@@ -228,6 +245,9 @@ REASONS = {
     "mixture": {
         "what is left out is the default": [
             "mixture_attention_torch line 8.45: torch.sort(rows @ w_router, dim=-1, d... without dim",
+            "top_k_gates line 9.13: np.argsort(-logits, axis=-1, kind='st... without axis",
+            "top_k_gates line 11.13: np.take_along_axis(logits, chosen, ax... without axis",
+            "load_balancing_loss line 11.13: rows.topk(top_k, dim=-1) without dim",
         ],
         "torch's sort of short rows is stable on a CPU in any case": [
             "mixture_attention_torch line 8.45: torch.sort(rows @ w_router, dim=-1, d... without stable",
@@ -236,6 +256,8 @@ REASONS = {
         TWO_AXES: [
             "mixture_attention_torch line 8.77: -1 becomes 1",
             "mixture_attention_torch line 16.41: -1 becomes 1",
+            "load_balancing_loss line 11.34: -1 becomes 1",
+            "load_balancing_loss line 13.45: -1 becomes 1",
         ],
         "the last axis has one entry": ["mixture_attention_torch line 9.56: 0 becomes -1"],
         SYMMETRIC: [
