@@ -483,9 +483,10 @@ class AdditiveAttention(nn.Module):
         self.w_k = nn.Parameter(torch.randn(d_key, d_hidden) / math.sqrt(d_key))
         self.v = nn.Parameter(torch.randn(d_hidden) / math.sqrt(d_hidden))
 
-    def forward(self, query, keys, mask):
+    def forward(self, query, keys, mask, projected=None):
         """query (batch, d_query), keys (batch, n_keys, d_key), mask (batch, n_keys) bool, True = may attend.
 
+        projected: keys @ w_k, for which one computation a sentence is enough; it is computed here where it is not given.
         Returns the context c_t (batch, d_key) and the weights alpha_t (batch, n_keys); zeros for a row that may
         attend to nothing. ValueError for a mask that does not fit.
         """
@@ -494,7 +495,8 @@ class AdditiveAttention(nn.Module):
             raise ValueError(
                 f"mask must be boolean of shape {expected}, not {mask.dtype} {tuple(mask.shape)}"
             )
-        scores = torch.tanh((query @ self.w_q)[:, None] + keys @ self.w_k) @ self.v
+        projected = keys @ self.w_k if projected is None else projected
+        scores = torch.tanh((query @ self.w_q)[:, None] + projected) @ self.v
         lowest = torch.finfo(
             scores.dtype
         ).min  # a row of -inf would be nan; `* mask` makes zeros exact
@@ -553,13 +555,14 @@ class Seq2Seq(nn.Module):
         y_{t-1} is the target's word, or without a target the decoder's own best word.
         """
         h, h_n, h_1 = self.encoder(source)
+        projected = h @ self.attention.w_k if self.attention else None  # once, not at each t
         s, fixed = torch.tanh(h_1 @ self.w_s), torch.cat([h_n, h_1], dim=-1)
         y, logits, alignments = torch.full_like(source[:, 0], Vocabulary.START), [], []
         for t in range(n_steps):
             y = self.embed_target(y)
             c, alpha = fixed, None
             if self.attention:
-                c, alpha = self.attention(s, h, source != Vocabulary.PAD)
+                c, alpha = self.attention(s, h, source != Vocabulary.PAD, projected)
             s = self.f(torch.cat([y, c], dim=-1), s)
             logits.append(self.g(torch.cat([y, s, c], dim=-1)))
             alignments.append(alpha)

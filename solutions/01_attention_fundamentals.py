@@ -54,8 +54,7 @@
 # | Going further: 1.17 to 1.33, exercise 1H | | 190 |
 # | **together** | **180** | **230** |
 #
-# **An exercise:** write in place of `raise NotImplementedError`, run the cell, then its `check`. Until it passes, the
-# lecture uses its own. Predict before you read a cell.
+# Until an exercise passes, the lecture uses its own answer. Predict before you read a cell.
 
 # %% [markdown] tags=["teacher"]
 # **For the teacher: two times 50 minutes, ten to spare in each.** Run everything before class. The learner's copy has
@@ -109,7 +108,7 @@ tired = "The animal didn't cross the street because it was too tired."
 rows = []
 for sentence in (tired, tired.replace("tired", "wide")):
     maps, tokens = data.minilm_attention(sentence)  # (6 layers, 12 heads, 16, 16)
-    rows.append(maps[3, 1, tokens.index("it")])
+    rows.append(maps[3, 1, tokens.index("it")])  # layer 3, head 1: two words of 1.4
 tokens[tokens.index("wide")] = "tired/wide"
 plotting.heatmap(np.stack(rows), ["it ... tired", "it ... wide"], tokens,
                  title='Another last word, and "it" leaves the animal')
@@ -119,7 +118,7 @@ plotting.show('Two rows of weights of the word "it" over sixteen tokens: with "t
 # %% [markdown]
 # It does: from 0.68 on *animal* to 0.28. Each row sums to 1; its numbers are **attention weights**. This lecture is
 # about that 0.68. You will compute it with loops, in three lines of NumPy, as a layer in PyTorch and as a CUDA kernel,
-# and it will be 0.68 each time. (Does the model *understand* "it"? Section 1.8.) A text is cut into **tokens**: here
+# and it will be 0.68 each time. A text is cut into **tokens**: here
 # words, marks, and two that frame the sentence, `[CLS]` and `[SEP]`.
 #
 # ### 1.1 Historical context
@@ -140,7 +139,7 @@ plotting.show("Timeline of 18 steps, from the Elman network of 1990 to 2025.")
 #
 # **What was the symbol $k$ steps ago?** Sixteen symbols go by, each one of eight. Then comes the question, for every $k$
 # from 0 to 15. Whoever guesses is right one time in eight. Four networks in the order of their invention. They differ
-# only in what they hand over when the question comes:
+# in what they hand over when the question comes (and train for 300 or 500 steps):
 #
 # |memory|hands over|
 # |---|---|
@@ -155,8 +154,8 @@ plotting.show("Timeline of 18 steps, from the Elman network of 1990 to 2025.")
 from attention.experiments.fundamentals import Recall, recall_accuracy, train_recall
 
 accuracy = {}  # {memory: (3 seeds, 16 lags)}
-for memory in ("attention", "window", "RNN", "LSTM"):
-    models = [train_recall(Recall(memory), seed) for seed in range(3)]
+for memory, steps in ("attention", 300), ("window", 300), ("RNN", 500), ("LSTM", 500):
+    models = [train_recall(Recall(memory), seed, steps) for seed in range(3)]
     accuracy[memory] = np.array([recall_accuracy(model) for model in models])
     shown = (f"k={k} {accuracy[memory][:, k].mean():.1f}" for k in (0, 3, 7, 15))
     print(f"{memory:9s}", *shown, f" least {accuracy[memory].min():.1f} (chance 0.1)")
@@ -194,14 +193,14 @@ for name, curves in norms.items():
     print(f"{name:20s} one step: × {np.exp(slope):.2f}  49: × {np.exp(49 * slope):.0e}")
 plotting.curves(norms, x=np.arange(1, 50), log_y=True, xlabel="distance $T - t$",
                 ylabel=r"norm of $\partial\,\mathrm{out}_T / \partial x_t$",
-                title="RNN and LSTM start out losing the gradient, attention does not")
+                title="RNN and LSTM start out losing the gradient; the others keep it")
 plotting.show("Norm of the Jacobian against distance, logarithmic: falling lines for "
               "RNN and LSTM, flat ones for attention and an LSTM with open gates.")
 
 # %% [markdown]
 # Next to nothing, $2 \cdot 10^{-16}$; attention keeps most. A straight line on a logarithmic axis is an exponential:
 # the **vanishing gradient** (Bengio et al. 1994). An LSTM *can* keep a gradient, when its forget gates start open (a
-# bias of 3) or have learned to. And flat is not free: attention computes a score for each pair, $n^2$ of them, where an
+# bias of 3) or have learned to. And flat is not free: attention computes a number for each pair, $n^2$ of them, where an
 # RNN takes $n$ steps.
 #
 # ## Part 2 · The mechanism, in NumPy
@@ -218,7 +217,7 @@ plotting.show("Norm of the Jacobian against distance, logarithmic: falling lines
 legs = {"cat": 4.0, "bird": 2.0, "spider": 8.0}
 animals = np.array([[1.0, 0.0], [0.0, 1.0], [-0.7, 0.7]])  # their keys, a row each
 query = animals[1]
-for beta in (1, 10, 100):
+for beta in (1, 10, 100):  # how sharply to compare
     shares = np.exp(beta * animals @ query)
     shares = shares / shares.sum()
     answer = shares @ list(legs.values())
@@ -253,7 +252,7 @@ q, k, v = x @ head.w_q + head.b_q, x @ head.w_k + head.b_k, x @ head.w_v + head.
 print("x", x.shape, " W_Q", head.w_q.shape, " q", q.shape, " k", k.shape, " v", v.shape)
 
 # %% [markdown]
-# *Predict.* Which token's key has the largest dot product with the query of "it"? And with the query of "cross"?
+# *Predict.* For "it" you know the answer. Which token's key has the largest dot product with the query of "cross"?
 
 # %%
 for word in ("it", "cross", "tired"):
@@ -317,7 +316,7 @@ plotting.show("Data flow from the sentence x through three projections q, k and 
 
 # %% [markdown]
 # When queries come from one sequence and keys and values from another, it is **cross-attention** (a
-# decoder's layer asks an encoder's output: 1.15). The formula does not know the difference.
+# decoder's layer asks an encoder's output: 1.15).
 #
 # **The cost** of $n$ queries, $m$ keys: $4\,n\,m\,d$ floating-point operations (FLOPs) in two products, $nm$ weights. For
 # a sequence that attends to itself both grow with the square of its length: lecture 04.
@@ -414,7 +413,8 @@ for name, power in (("q·k", 0), ("q·k / √d", -0.5)):
           "  ".join(f"d={size} {peak:.2f}" for size, peak in zip(sizes, peaks)))
 plotting.curves(traces, x=sizes, xlabel="size of a head, $d$",
                 ylabel="trace of the softmax Jacobian",
-                title="Unscaled scores saturate the softmax as d grows"
+                title="Unscaled scores saturate the softmax as d grows, "
+                      "scaled ones do not"
                 ).set_xscale("log", base=2)
 plotting.show("Two lines over the head size: unscaled, the trace of the Jacobian falls "
               "towards zero; scaled by the square root of d it stays near one.")
@@ -501,8 +501,11 @@ for p in (np.array([0.5, 0.0, 0.0, 0.5]), np.array([0.0, 0.5, 0.5, 0.0])):
 # evidence, not an explanation. Look at others: choose a layer and a head, hover over a token.
 
 # %% tags=["nbval-ignore-output", "slide"]
-plotting.head_viewer(*data.minilm_attention(tired), "Attention of MiniLM on the "
-                     "sentence; choose a layer, a head and a token.")
+all_heads, _ = data.minilm_attention(tired)  # (6, 12, 16, 16)
+first = (all_heads.mean(axis=2).argmax(-1) == 0).sum()  # heads with column 0 brightest
+plotting.head_viewer(all_heads, tokens, "All 72 heads of MiniLM on the sentence as "
+                     "small heat maps: in most the first column is the brightest.",
+                     title=f'In {first} of 72 heads "[CLS]" draws the most weight')
 
 # %% [markdown] tags=["slide"]
 # ### 1.9 Masks: who may look where
@@ -552,7 +555,7 @@ causal_mask = check("1B", causal_mask)
 
 # %% [markdown]
 # A padding mask compares a row of positions with a column of lengths. Its two axes of size 1 let it *broadcast* over
-# heads and queries. Masks combine with "and".
+# heads and queries.
 
 # %% tags=["export"]
 def padding_mask(lengths, n_keys):
@@ -915,14 +918,16 @@ smollm = language_model.load()
 def mine(q, k, v, causal=True):
     return attention_weights(q, k, causal=causal) @ v
 
+# on_arrays: the model's tensors come as arrays, and what you return becomes a tensor
 _ = language_model.put_in(smollm, attention=language_model.on_arrays(mine))
 
 # %% [markdown]
-# Now bugs are planted in that one place. Each leaves every shape as it was. The model continues
+# Now six bugs are planted in that one place, and every shape stays: no scale; scale $1/d$; softmax over the
+# queries; no mask; one future token seen; own token not seen. The model continues
 # "... The capital of Germany is". "Loss" is that of the next token, on 256
 # tokens of prose; right is 2.78.
 #
-# *Predict.* Which of these makes the loss *better* than right, and why is that bad news? Which one would you not notice
+# *Predict.* Which of the six makes the loss *better* than right, and why is that bad news? Which one would you not notice
 # from the text?
 
 # %% tags=["language-model", "slide"]
@@ -957,10 +962,12 @@ for name in bugs if smollm else ():
 # |`threadIdx.x`, `blockIdx.x`, `blockDim.x`|number of the thread, of its block; threads a block|
 # |`(size_t)i * m`|a 64-bit product: an `int` ends at 2,147,483,647|
 #
-# `cuda.compile` runs every thread on your CPU and counts every access. (On CUDA tensors the same call runs on the GPU. No
-# GPU run is recorded yet: bytes here, no measured times.)
+# `cuda.compile` runs every thread on your CPU and counts every access. `.check` also reports
+# what went wrong. (CUDA tensors go to the GPU. No GPU run is recorded yet: bytes here, no times.)
 #
-# *Predict.* What happens to threads 1,000 to 1,023 when the guard `if (i < n)` is forgotten?
+# Next, 4 blocks of 256 threads halve 1,000 numbers: thread `i` the number `i`, if `i < n`.
+#
+# *Predict.* What do threads 1,000 to 1,023 do without this guard?
 
 # %%
 import textwrap
@@ -1107,7 +1114,7 @@ print(f"written {written:7,} bytes, formula {4 * (2 * n * n + n * d):7,}")
 #
 # **How do you read a number once and use it sixteen times?** A block of 16 × 16 threads loads a **tile**, 16 rows of K,
 # into its shared memory; then each thread takes from there what it needs. **Where do the scores go?** Into
-# registers; the weights into 16 × 16 floats, used and overwritten. A softmax needs the row's maximum first, so the kernel walks along K twice. Each block:
+# **registers**, a thread's own variables; the weights into 16 × 16 floats, used and overwritten. A softmax needs the row's maximum first, so the kernel walks along K twice. Each block:
 #
 # 1. loads 16 queries;
 # 2. pass 0, for each tile of K: load, score, keep the maximum; then combine the maxima of each row;
@@ -1179,7 +1186,7 @@ print(f"written {tiled.global_stored:7,} bytes, formula {4 * n * d:7,}")
 # for 4,096 tokens on an A100? No kernel is faster than the longest of three times: bytes over bandwidth, **turns** (a warp
 # reads shared memory once) over clock, operations over peak.
 #
-# *Predict.* Which bar is longest for each kernel?
+# *Predict.* Which is the longest for the three kernels, which for the tiled one?
 
 # %% tags=["slide"]
 N, D = 4096, 64
@@ -1190,15 +1197,14 @@ rungs = {  # (bytes, turns of shared memory, operations)
 }
 plotting.ladder(rungs, bandwidth=1.555e12, turns_per_second=108 * 1.41e9, peak=19.5e12,
                 title="Tiles cut the bytes; shared memory is the next wall")
-plotting.show("Three bars for each of two kernels, logarithmic: the three kernels wait "
+plotting.show("Bars of the least times, logarithmic: the three kernels wait longest "
               "for memory, the tiled one for its shared memory.")
 
 # %% [markdown]
 # Bytes for the three kernels, shared memory for the tiled one, which reads K twice only to
 # know the maximum first. Lecture 06 finds a way around that: FlashAttention.
 #
-# (For each entry of 32 pairs ten turns: scores, four; blend, six: bank conflicts double two of its four accesses. Caches,
-# left out here, help the three kernels.)
+# (Why ten turns: section 1.20. Caches, left out here, help the three kernels.)
 #
 # ## Part 5 · Does it matter?
 #
@@ -1744,7 +1750,8 @@ plotting.show(
 # %% [markdown]
 # One unused float a row, and this conflict is gone, for every even $d$ (the output tile keeps one of two turns). The tiled kernel of 1.14 has it (`PAD`), and two more
 # helpers: maxima and sums over the sixteen threads that share a row, by shuffles; and the blend of a tile. `__syncwarp()` is a
-# barrier for one warp: without it a lane could read a weight that another has not written yet.
+# barrier for one warp: without it a lane could read a weight that another has not written yet. (The ten turns in the
+# figure of 1.14, for each entry of 32 pairs: scores, four; blend, six, since conflicts double two of its four accesses.)
 
 # %% tags=["export"]
 ROW_OF_A_TILE = r"""
@@ -2463,8 +2470,11 @@ print("hooks left behind:", left)
 # BertViz draws what was caught: the twelve heads of layer 3 (it was given one layer, so it calls it layer 0).
 
 # %%
-plotting.bertviz_head_view(caught[3:4], head.tokens, "BertViz on layer 3 of MiniLM and "
-                           "the sentence about the tired animal.")
+most = caught[3, :, it].argmax(-1)  # (12,): where "it" looks most, head by head
+plotting.bertviz_head_view(
+    caught[3:4], head.tokens, "Twelve heat maps, the heads of layer 3: nearly all are "
+    "brightest in the first column; in the row of it, head 1 is brightest at animal.",
+    title=f'"It" looks most at "animal" in {(most == animal).sum()} head of twelve')
 
 # %% [markdown]
 # ### 1.30 Six layers, one map? Attention rollout
@@ -3078,10 +3088,10 @@ def recall_loss(model, batch):
     return F.cross_entropy(model(stream).mT, answers)
 
 
-def train_recall(model, seed):
-    """500 steps from the first weights of `seed`, in double precision. Returns the model."""
+def train_recall(model, seed, steps=500):
+    """`steps` steps from the first weights of `seed`, in double precision. Returns the model."""
     training.initialise(model.double(), seed)
-    training.fit(model, recall_streams(seed), recall_loss, steps=500, lr=1e-2)
+    training.fit(model, recall_streams(seed), recall_loss, steps, lr=1e-2)
     return model
 
 
@@ -3118,9 +3128,10 @@ class AdditiveAttention(nn.Module):
         self.w_k = nn.Parameter(torch.randn(d_key, d_hidden) / math.sqrt(d_key))
         self.v = nn.Parameter(torch.randn(d_hidden) / math.sqrt(d_hidden))
 
-    def forward(self, query, keys, mask):
+    def forward(self, query, keys, mask, projected=None):
         """query (batch, d_query), keys (batch, n_keys, d_key), mask (batch, n_keys) bool, True = may attend.
 
+        projected: keys @ w_k, for which one computation a sentence is enough; it is computed here where it is not given.
         Returns the context c_t (batch, d_key) and the weights alpha_t (batch, n_keys); zeros for a row that may
         attend to nothing. ValueError for a mask that does not fit.
         """
@@ -3129,7 +3140,8 @@ class AdditiveAttention(nn.Module):
             raise ValueError(
                 f"mask must be boolean of shape {expected}, not {mask.dtype} {tuple(mask.shape)}"
             )
-        scores = torch.tanh((query @ self.w_q)[:, None] + keys @ self.w_k) @ self.v
+        projected = keys @ self.w_k if projected is None else projected
+        scores = torch.tanh((query @ self.w_q)[:, None] + projected) @ self.v
         lowest = torch.finfo(
             scores.dtype
         ).min  # a row of -inf would be nan; `* mask` makes zeros exact
@@ -3188,13 +3200,14 @@ class Seq2Seq(nn.Module):
         y_{t-1} is the target's word, or without a target the decoder's own best word.
         """
         h, h_n, h_1 = self.encoder(source)
+        projected = h @ self.attention.w_k if self.attention else None  # once, not at each t
         s, fixed = torch.tanh(h_1 @ self.w_s), torch.cat([h_n, h_1], dim=-1)
         y, logits, alignments = torch.full_like(source[:, 0], Vocabulary.START), [], []
         for t in range(n_steps):
             y = self.embed_target(y)
             c, alpha = fixed, None
             if self.attention:
-                c, alpha = self.attention(s, h, source != Vocabulary.PAD)
+                c, alpha = self.attention(s, h, source != Vocabulary.PAD, projected)
             s = self.f(torch.cat([y, c], dim=-1), s)
             logits.append(self.g(torch.cat([y, s, c], dim=-1)))
             alignments.append(alpha)

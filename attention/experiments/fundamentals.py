@@ -149,10 +149,10 @@ def recall_loss(model, batch):
     return F.cross_entropy(model(stream).mT, answers)
 
 
-def train_recall(model, seed):
-    """500 steps from the first weights of `seed`, in double precision. Returns the model."""
+def train_recall(model, seed, steps=500):
+    """`steps` steps from the first weights of `seed`, in double precision. Returns the model."""
     training.initialise(model.double(), seed)
-    training.fit(model, recall_streams(seed), recall_loss, steps=500, lr=1e-2)
+    training.fit(model, recall_streams(seed), recall_loss, steps, lr=1e-2)
     return model
 
 

@@ -122,6 +122,11 @@ BREAKS = {
     "verdicts": with_cells(code("1", prints("agrees to 1e-6: True")), at=7),
     "line_width": with_cells(code("1", prints("a" * 96)), at=7),
     "titles": replaced("plt.title('It grows')", "plt.grid()"),
+    "titles of a view": with_cells(code("plotting.head_viewer(w, tokens, 'All heads.')", picture(), prints("1")), at=7),
+    "titles of one of two views": with_cells(
+        code("plotting.head_viewer(w, t, 'All.', title='It looks back')\nplotting.bertviz_head_view(w, t, 'All.')"),
+        at=7,
+    ),
     "predictions with text under them": replaced("*Predict.* How large?", "*Predict.* How large?\n\nTwice as large."),
     "predictions without an experiment": with_cells(text("Twice as large."), at=3),
     "headers without importance": replaced(", useful, 10 minutes)", ", 10 minutes)"),

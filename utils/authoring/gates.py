@@ -6,12 +6,13 @@ cells that have not changed since.
 """
 
 import argparse
+import ast
 import re
 import sys
 
 from utils.authoring import references, seen
 from utils.authoring import source as lecture_source
-from utils.authoring.names import rebound
+from utils.authoring.names import parse, rebound
 from utils.paths import ROOT
 
 CELLS, WORDS, CODE_LINES = 110, 4500, 600  # of the core
@@ -189,6 +190,18 @@ def line_width(view):
                 yield f"{at(cell)}: a printed line of {len(line)} characters; at most {LINE_WIDTH}: {line[:60]}..."
 
 
+VIEWS = "head_viewer", "bertviz_head_view", "bertviz_model_view"  # their title is the fifth or fourth argument
+
+
+def untitled_views(source):
+    """The views that a cell calls without a title."""
+    for node in ast.walk(parse(source)):
+        name = getattr(getattr(node, "func", None), "attr", None)
+        if isinstance(node, ast.Call) and name in VIEWS and "title" not in [word.arg for word in node.keywords]:
+            if len(node.args) < (5 if name == "head_viewer" else 4):
+                yield name
+
+
 @gate
 def titles(view):
     entitling = set()  # functions of the notebook that set a title themselves
@@ -197,10 +210,12 @@ def titles(view):
             if "title" in definition[0]:
                 entitling.add(definition[1])
         called = set(re.findall(r"\b(\w+)\(", cell.source))
-        # flow and memory take their title as the last argument, without its name; the views bring one of their own
-        named = re.search(r"title|\.(flow|memory|head_viewer|bertviz_head_view|bertviz_model_view)\(", cell.source)
+        # flow and memory take their title as the last argument, without its name
+        named = re.search(r"title|\.(flow|memory)\(", cell.source)
         if cell.figures and not named and not called & entitling:
             yield f"{at(cell)}: a figure without a title"
+        for name in untitled_views(cell.source):
+            yield f"{at(cell)}: {name} without a title: its picture would say what rows and columns are, and no finding"
 
 
 @gate

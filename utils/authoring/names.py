@@ -24,7 +24,8 @@ def rebound(cells):
     return found
 
 
-def _parse(source):
+def parse(source):
+    """The syntax tree of a cell; an empty one where it is no Python alone."""
     try:
         return ast.parse(source)
     except SyntaxError:  # a magic of IPython
@@ -34,7 +35,7 @@ def _parse(source):
 def _bindings(source):
     """Return {name: what a cell binds it to at the top of the notebook}, a text that is equal for equal bindings."""
     bound = {}
-    tree = _parse(source)
+    tree = parse(source)
     for node in tree.body:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             origin = getattr(node, "module", None)
