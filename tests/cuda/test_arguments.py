@@ -344,7 +344,9 @@ def test_a_time_limit_is_a_number_of_seconds(limit):
      ("longlong2", "i8", 2), ("ulonglong4", "u8", 4), ("uint3", "u4", 3), ("double3", "f8", 3)],
 )  # fmt: skip
 def test_an_array_of_vectors_is_an_array_of_numbers(vector, dtype, n):
-    kernel = cuda.compile(f"__global__ void k(const {vector}* x, {vector}* y) {{ y[threadIdx.x] = x[31 - threadIdx.x]; }}")
+    kernel = cuda.compile(
+        f"__global__ void k(const {vector}* x, {vector}* y) {{ y[threadIdx.x] = x[31 - threadIdx.x]; }}"
+    )
     x = np.arange(32 * n).reshape(32, n).astype(dtype)
     y = np.zeros_like(x)
     kernel[1, 32](x, y)

@@ -230,7 +230,9 @@ HALVES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("h, p, header", [("__half", "__half2", "cuda_fp16.h"), ("__nv_bfloat16", "__nv_bfloat162", "cuda_bf16.h")])
+@pytest.mark.parametrize(
+    "h, p, header", [("__half", "__half2", "cuda_fp16.h"), ("__nv_bfloat16", "__nv_bfloat162", "cuda_bf16.h")]
+)
 def test_operators_of_halves_as_cuda_has_them(h, p, header, compiler):  # noqa: F811
     lines = "\n".join(f"{{ {text} y[{i}] = (float)r; }}" for i, text in enumerate(HALVES))
     source = f"#include <{header}>\n__global__ void k(float* y, float x, float z) {{ H a = x, b = z, r;\n{lines}\n}}"

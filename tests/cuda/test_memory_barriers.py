@@ -69,7 +69,9 @@ def test_all_threads_meet_at_a_barrier_in_memory(compiler):  # noqa: F811
 def test_each_barrier_that_is_left_out_is_a_race(compiler):  # noqa: F811
     for part in (0, 1):
         pieces = TURNS.split("bar.arrive_and_wait();")
-        source = ("bar.arrive_and_wait();" if part else ";").join(pieces[:2]) + (";" if part else "bar.arrive_and_wait();")
+        source = ("bar.arrive_and_wait();" if part else ";").join(pieces[:2]) + (
+            ";" if part else "bar.arrive_and_wait();"
+        )
         found = problems(source + pieces[2], numbers(64))
         assert "race" in [problem.kind for problem in found], part
 

@@ -86,10 +86,16 @@ class Writer:
         message = getattr(
             self,
             "_"
-            + {8: "not_waited", 9: "at_exit", 12: "not_in_mask", 13: "from_exited", 14: "own_lane", 19: "width",
-                20: "not_made", 21: "too_many"}.get(
-                r.kind, KINDS[r.kind].replace(" ", "_")
-            ),
+            + {
+                8: "not_waited",
+                9: "at_exit",
+                12: "not_in_mask",
+                13: "from_exited",
+                14: "own_lane",
+                19: "width",
+                20: "not_made",
+                21: "too_many",
+            }.get(r.kind, KINDS[r.kind].replace(" ", "_")),
         )(r)
         return Problem(KINDS[r.kind], line, message + (f" ({count:,} times)" if count > 1 else ""))
 
@@ -202,7 +208,9 @@ class Writer:
         begin = f"DEADLOCK in {self.where(r)}: {self.thread(r.thread1)} waits in {first} {self.at(r.line1)}\n  "
         if not r.line2:
             return begin + (
-                "for arrivals or bytes that never come" if "barrier" in first else "for lanes of its warp that never come"
+                "for arrivals or bytes that never come"
+                if "barrier" in first
+                else "for lanes of its warp that never come"
             )
         return begin + f"but {self.thread(r.thread2)} waits in {second} {self.at(r.line2)}"
 

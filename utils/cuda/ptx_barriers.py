@@ -30,7 +30,9 @@ def meaning(name, given, rest):
         by_parity = int(bool(match.group(1)))
         return f"{given[0]} = (cu_mbarrier_wait({_at(given[1])}, {given[2]}, {by_parity}, __LINE__), true)"
     if BULK_LOAD.fullmatch(name) and len(given) == 4:
-        return f"cu_mbarrier_copy({_at(given[0])}, cu_ptx_pointer({given[1]}), {given[2]}, {_at(given[3])}, 1, __LINE__)"
+        return (
+            f"cu_mbarrier_copy({_at(given[0])}, cu_ptx_pointer({given[1]}), {given[2]}, {_at(given[3])}, 1, __LINE__)"
+        )
     if BULK_STORE.fullmatch(name) and len(given) == 3:
         return f"cu_bulk_store(cu_ptx_pointer({given[0]}), {_at(given[1])}, {given[2]})"
     if name == "cp.async.bulk.commit_group":
