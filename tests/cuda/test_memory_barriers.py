@@ -315,6 +315,16 @@ __global__ void k(const float* x, float* y) {
     run(source, x, 64, 2 * x[::-1])
 
 
+@pytest.mark.parametrize("schedule", ["reverse", "random"])
+def test_in_other_orders_and_step_by_step(schedule):
+    x, y = numbers(5, 64), np.zeros(64, np.float32)
+    kernel = cuda.compile(BULK, schedule=schedule)
+    assert kernel.check[1, 64](x, y, 5).ok
+    np.testing.assert_allclose(y, x.sum(0)[::-1], atol=1e-5)
+    page = kernel.steps[1, 64](x, np.zeros(64, np.float32), 5)._repr_html_()
+    assert len(page) < 200 * 1024
+
+
 def test_what_is_not_there_is_said():
     source = "#include <cuda/barrier>\n__global__ void k(int* x) {\n  cuda::atomic_ref<int> a(*x);\n}"
     with pytest.raises(cuda.CompileError, match=r"^line 3: this is not available on the CPU \(of cuda:: only barriers"):

@@ -90,7 +90,7 @@ extern "C" void cu_mbarrier_copy(void* to, const void* from, size_t bytes, void*
   unsigned phase = b->phase;
   for (size_t at = 0; at < bytes;) {
     size_t left = bytes - at, both = ((uintptr_t)to | (uintptr_t)from) + at;
-    unsigned piece = 1, most = is_bulk ? 32 : 16;
+    unsigned piece = 1, most = is_bulk && !tracing ? 32 : 16;      // a sector; what is traced has room for 16 bytes
     while (piece < most && left >= piece * 2 && (both & (piece * 2 - 1)) == 0) piece *= 2;
     issue({(char*)to + at, (const char*)from + at, piece, 0, 0, CALLER, address, phase});
     at += piece;
