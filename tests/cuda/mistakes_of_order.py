@@ -16,6 +16,17 @@ __global__ void k(float* y) {
         (1, 32),
         lambda: (zeros(32),),
     ),
+    "a width that is no power of two": (
+        "shuffle",
+        r"""
+__global__ void k(float* y) {
+  float v = y[threadIdx.x];
+  v += __shfl_down_sync(0xffffffffu, v, 1, 24);  // HERE
+  y[threadIdx.x] = v;
+}""",
+        (1, 32),
+        lambda: (zeros(32),),
+    ),
     "a mask one lane short": (
         "shuffle",
         r"""

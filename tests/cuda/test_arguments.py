@@ -336,3 +336,20 @@ def test_a_long_list_is_not_printed_in_full(scale):
 def test_a_time_limit_is_a_number_of_seconds(limit):
     with pytest.raises(ValueError, match="compile: time_limit: expected a number of seconds above 0"):
         cuda.compile(SOURCE, time_limit=limit)
+
+
+@pytest.mark.parametrize(
+    "vector, dtype, n",
+    [("char4", "i1", 4), ("uchar3", "u1", 3), ("short2", "i2", 2), ("ushort4", "u2", 4), ("double4", "f8", 4),
+     ("longlong2", "i8", 2), ("ulonglong4", "u8", 4), ("uint3", "u4", 3), ("double3", "f8", 3)],
+)  # fmt: skip
+def test_an_array_of_vectors_is_an_array_of_numbers(vector, dtype, n):
+    kernel = cuda.compile(
+        f"__global__ void k(const {vector}* x, {vector}* y) {{ y[threadIdx.x] = x[31 - threadIdx.x]; }}"
+    )
+    x = np.arange(32 * n).reshape(32, n).astype(dtype)
+    y = np.zeros_like(x)
+    kernel[1, 32](x, y)
+    assert (y == x[::-1]).all()
+    with pytest.raises(TypeError, match=r"k: x: expected an array of "):
+        kernel[1, 32](x.astype("f4"), y)

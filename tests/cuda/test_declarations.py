@@ -174,6 +174,19 @@ def test_host_code_in_a_pasted_file_is_told_what_to_paste(host, compiler):  # no
     assert sentence in str(error.value)
 
 
+def test_a_library_that_a_device_function_asks_for_is_not_called_host_code(compiler):  # noqa: F811
+    source = """template <typename T> struct Sum {
+  static __device__ T of(T a, T b) {
+    if constexpr (std::is_same_v<T, float>) return a + b;
+    return a;
+  }
+};
+__global__ void k(float* y) { y[0] = Sum<float>::of(y[0], 1.f); }"""
+    with pytest.raises(cuda.CompileError, match=r"^line 3: .*std|^line 3: .*is_same_v") as error:
+        cuda.compile(source)
+    assert "host code" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     "expression, value",
     [

@@ -1,6 +1,7 @@
 """CUDA's device functions: the table of what the CPU has is true, and what it has computes what a GPU computes."""
 
 import operator
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -155,6 +156,93 @@ def test_mathematics_that_c_does_not_have():
     for expression, expected in want.items():
         got = evaluate(expression, ("double", "double"), "f8", a, b)
         np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-15, err_msg=expression)
+
+
+def test_special_functions_of_mathematics():
+    special = pytest.importorskip("scipy.special")
+    a, p = RNG.standard_normal(100) * 3, RNG.random(100) * 0.998 + 0.001
+    small = np.logspace(-100, -1, 100)
+    want = {
+        "j0(a) + j1(a) + jn(2, a)": special.jv(0, a) + special.jv(1, a) + special.jv(2, a),
+        "cyl_bessel_i0(a)": special.i0(a),
+        "cyl_bessel_i1(a)": special.i1(a),
+        "erfcx(a)": special.erfcx(a),
+        "erfcx(a + 40)": special.erfcx(a + 40),
+        "normcdfinv(b)": special.ndtri(p),
+        "erfinv(2 * b - 1)": special.erfinv(2 * p - 1),
+        "erfcinv(c) / 10": special.erfcinv(small) / 10,
+        "y0(b) + y1(b) + yn(2, b)": special.yv(0, p) + special.yv(1, p) + special.yv(2, p),
+    }
+    for expression, expected in want.items():
+        got = evaluate(expression, ("double",) * 3, "f8", a, p, small)
+        np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12, err_msg=expression)
+    floats = [x.astype("f4") for x in (a, p)]
+    got = evaluate("erfinvf(b) + j0f(a) + normcdfinvf(b) + erfcxf(b)", ("float",) * 2, "f4", *floats)
+    expected = special.erfinv(p) + special.j0(a) + special.ndtri(p) + special.erfcx(p)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+    ends = evaluate("erfinv(a)", ("double",), "f8", np.array([1.0, -1.0, 2.0, 0.0]))
+    assert ends[:2].tolist() == [np.inf, -np.inf] and np.isnan(ends[2]) and ends[3] == 0
+
+
+def test_predicates_are_bools(compiler):  # noqa: F811
+    source = """__global__ void k(int* y, float x) {
+  y[0] = isinf(-1 / x) + 2 * isnan(x / x) + 4 * isfinite(x) + 8 * signbit(-x);
+  bool same = isinf(-1 / x) == true;
+  y[1] = same;
+}"""
+    y = np.zeros(2, np.int32)
+    cuda.compile(source)[1, 1](y, 0.0)
+    assert y.tolist() == [15, 1]
+
+
+def test_the_nth_bit_and_the_parts_of_a_float():
+    mask = np.full(6, 0xF0F0, "u4")
+    n = np.array([1, 2, 5, -1, -2, 9], "i4")
+    base = np.array([0, 5, 0, 9, 31, 0], "i4")
+    got = evaluate("(int)__fns(a, b, c)", ("unsigned", "int", "int"), "i4", mask, base, n)
+    assert got.tolist() == [4, 6, 12, 7, 14, -1]
+    x = np.array([3.25, -8.5], "f4")
+    parts = "float w; int e; float f = modf(a, &w); float g = frexp(a, &e);"
+    source = f"__global__ void k(const float* x, float* y) {{ float a = x[threadIdx.x]; {parts} y[threadIdx.x] = f + 10 * w + 100 * g + 1000 * e; }}"
+    y = np.zeros(2, np.float32)
+    cuda.compile(source)[1, 2](x, y)
+    mantissa, exponent = np.frexp(x)
+    assert np.allclose(y, np.modf(x)[0] + 10 * np.trunc(x) + 100 * mantissa + 1000 * exponent)
+
+
+def test_clocks_go_on():
+    source = """__global__ void k(int* y) {
+  long long begin = clock64();
+  unsigned now;
+  while (clock64() - begin < 100) {}
+  asm volatile("mov.u32 %0, %%clock;" : "=r"(now));
+  y[0] = clock() > 100 && now > 100;
+}"""
+    y = np.zeros(1, np.int32)
+    cuda.compile(source)[1, 1](y)
+    assert y[0] == 1
+
+
+HALVES = [
+    "H h = a; h++; --h; r = +h - -h;", "H h(3u), g(3ll); r = h + g;", "unsigned n = a; r = H(n);", "P p(a, b); p += p; p /= p; r = p.y;",
+    "P p(a, b); r = -(-p / p).x;", "P p(a, b), q(a, a); r = H(p == q) + H(p <= p) + H(p != q);", "P p(a, b); p++; --p; r = p.x;",
+    "H_raw bits = a; bits.x ^= 0x8000; H h(bits); r = h;", "P_raw bits = P(a, b); unsigned short x = bits.x; bits.x = bits.y; bits.y = x; P p(bits); r = p.x;",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "h, p, header", [("__half", "__half2", "cuda_fp16.h"), ("__nv_bfloat16", "__nv_bfloat162", "cuda_bf16.h")]
+)
+def test_operators_of_halves_as_cuda_has_them(h, p, header, compiler):  # noqa: F811
+    lines = "\n".join(f"{{ {text} y[{i}] = (float)r; }}" for i, text in enumerate(HALVES))
+    source = f"#include <{header}>\n__global__ void k(float* y, float x, float z) {{ H a = x, b = z, r;\n{lines}\n}}"
+    for name, type_ in (("P_raw", p + "_raw"), ("H_raw", h + "_raw"), ("P", p), ("H", h)):
+        source = re.sub(rf"\b{name}\b", type_, source)
+    y = np.zeros(len(HALVES), np.float32)
+    cuda.compile(source)[1, 1](y, 2.5, 4.0)
+    assert y.tolist() == [5, 6, 2, 1, 1, 1, 2.5, -2.5, 4]
+    device_functions.Program(source, "c++", device_functions.ProgramOptions(
+        arch="sm_90", std="c++17", include_path=[str(device_functions.headers_of_cuda())])).compile("cubin")  # fmt: skip
 
 
 def test_a_float_stays_a_float_in_overloaded_functions(compiler):  # noqa: F811

@@ -16,6 +16,7 @@ from .text import blank
 # Parts of the header that are read only where a source uses them.
 OPTIONAL = {
     "CU_ROUNDING": re.compile(r"_r[nzdu]\b|\b__ddiv|\b__drcp"),
+    "CU_SPECIAL": re.compile(r"\b(?:[jy][01n]f?|cyl_bessel_i[01]f?|erfc?invf?|erfcxf?|normcdfinvf?)\s*\("),
     "CU_SIMD": re.compile(r"\b__v\w+[24]\b|\b__vi\w+"),
     "CU_PTX": re.compile(r"\basm\b|\b__asm__\b|__cvta_generic_to_shared"),
     "CU_HALF_FUNCTIONS_TOO": re.compile(r"half|bfloat16|bf16|f16x2"),

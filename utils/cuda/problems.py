@@ -32,6 +32,9 @@ KINDS = {
     16: "assert",
     17: "shared memory",
     18: "division by zero",
+    19: "shuffle",
+    20: "barrier",
+    21: "barrier",
 }
 CAUSES = ("barrier", "deadlock")
 DYNAMIC = "dynamic shared memory"  # as scheduler.h names it
@@ -83,9 +86,16 @@ class Writer:
         message = getattr(
             self,
             "_"
-            + {8: "not_waited", 9: "at_exit", 12: "not_in_mask", 13: "from_exited", 14: "own_lane"}.get(
-                r.kind, KINDS[r.kind].replace(" ", "_")
-            ),
+            + {
+                8: "not_waited",
+                9: "at_exit",
+                12: "not_in_mask",
+                13: "from_exited",
+                14: "own_lane",
+                19: "width",
+                20: "not_made",
+                21: "too_many",
+            }.get(r.kind, KINDS[r.kind].replace(" ", "_")),
         )(r)
         return Problem(KINDS[r.kind], line, message + (f" ({count:,} times)" if count > 1 else ""))
 
@@ -179,7 +189,7 @@ class Writer:
         return (
             f"ASYNC COPY NOT WAITED FOR: {self.who(r)} {READS[r.access1]} {self.element(r)} "
             f"while a cp.async into it is under way, {self.first_at(r)}. Commit it, wait for it "
-            "(__pipeline_wait_prior), then __syncthreads()"
+            "(__pipeline_wait_prior), then __syncthreads(); or wait at the barrier that it belongs to"
         )
 
     def _at_exit(self, r):
@@ -197,7 +207,11 @@ class Writer:
         first, second = self.text(r)
         begin = f"DEADLOCK in {self.where(r)}: {self.thread(r.thread1)} waits in {first} {self.at(r.line1)}\n  "
         if not r.line2:
-            return begin + "for lanes of its warp that never come"
+            return begin + (
+                "for arrivals or bytes that never come"
+                if "barrier" in first
+                else "for lanes of its warp that never come"
+            )
         return begin + f"but {self.thread(r.thread2)} waits in {second} {self.at(r.line2)}"
 
     def _not_in_mask(self, r):
@@ -219,6 +233,22 @@ class Writer:
         return (
             f"WRONG MASK: {self.who(r)} calls {name} with the mask 0x{mask}, which does not have "
             f"its own lane {r.thread1 % 32}, {self.first_at(r)}"
+        )
+
+    def _not_made(self, r):
+        return f"BARRIER NOT INITIALISED: {self.who(r)} uses it before init(&barrier, threads), {self.first_at(r)}"
+
+    def _too_many(self, r):
+        return (
+            f"TOO MANY ARRIVALS: {self.who(r)} arrives at a barrier whose phase expects no more, {self.first_at(r)}; "
+            "init(&barrier, threads) says how many come"
+        )
+
+    def _width(self, r):
+        name, width = self.text(r)
+        return (
+            f"SHUFFLE WIDTH: {self.who(r)} calls {name} with the width {width}, which is not 1, 2, 4, 8, 16 or 32, "
+            f"{self.first_at(r)}; on a GPU its result is undefined"
         )
 
     def _stack_overflow(self, r):

@@ -6,11 +6,13 @@ and the compiler's error at its line then says that it is for a GPU.
 
 import re
 
+from . import ptx_barriers
 from .ptx_general import meaning
 from .text import blank, closing
 
 ASM = re.compile(r"\b(?:asm|__asm__)\b(?:\s*(?:volatile|__volatile__))?\s*\(")
 LITERAL = re.compile(r'"((?:\\.|[^"\\])*)"')
+LABEL = re.compile(r"\s*([A-Za-z_$][\w$]*)\s*:(?!:)\s*")
 CONSTRAINT = re.compile(r'\s*"([^"]*)"\s*\((.*)\)\s*', re.DOTALL)
 TOKEN = re.compile(r"%\w+(?:\.\w)?|[A-Za-z_]\w*|-?0[dDfFxX][0-9A-Fa-f]+|-?\d+(?:\.\d+)?")
 VECTOR = {"tid": "threadIdx", "ctaid": "blockIdx", "ntid": "blockDim", "nctaid": "gridDim"}
@@ -18,6 +20,7 @@ THREAD = "((threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x)"
 SPECIAL = {
     "laneid": "cu_lane()", "warpid": f"({THREAD} / 32)", "lanemask_eq": "(1u << cu_lane())",
     "lanemask_lt": "((1u << cu_lane()) - 1u)", "lanemask_le": "((2u << cu_lane()) - 1u)",
+    "clock": "(unsigned)cu_clock()", "clock64": "cu_clock()", "globaltimer": "cu_clock()",
     "lanemask_gt": "~((2u << cu_lane()) - 1u)", "lanemask_ge": "~((1u << cu_lane()) - 1u)",
 }  # fmt: skip
 REGISTER = {"64": "unsigned long long", "32": "unsigned", "16": "unsigned short", "f32": "float", "f64": "double",
@@ -123,8 +126,14 @@ def _instructions(template, operands):
     template = re.sub(r"//[^\n]*|/\*.*?\*/", " ", template, flags=re.DOTALL).strip()
     if template.startswith("{") and template.endswith("}") and ";" in template:
         template = template[1:-1]
-    out, local = [], set()
-    for instruction in filter(None, (part.strip() for part in template.split(";"))):
+    out, local, labels = [], set(), []
+    for instruction in filter(None, (part.strip() for part in template.replace("%=", "").split(";"))):
+        while label := LABEL.match(instruction):
+            labels.append(f"cu_{label.group(1)}".replace("$", "_"))
+            out.append(f"{labels[-1]}: ;")
+            instruction = instruction[label.end() :]
+        if not instruction:
+            continue
         if declared := re.fullmatch(r"\.reg\s+\.(?:[bus](16|32|64)|(f32|f64|pred))\s+([\w,\s]+)", instruction):
             variables = [name.strip() for name in declared.group(3).split(",")]
             local |= set(variables)
@@ -133,11 +142,17 @@ def _instructions(template, operands):
         guard = re.match(r"@(!?)\s*(\w+)\s+", instruction)
         if guard and guard.group(2) not in local:
             return None
-        text = _instruction(instruction[guard.end() :] if guard else instruction, operands, local)
+        bare = instruction[guard.end() :] if guard else instruction
+        if branch := re.fullmatch(r"bra(?:\.uni)?\s+([\w$]+)", bare):
+            text = f"goto cu_{branch.group(1)}".replace("$", "_")
+        else:
+            text = _instruction(bare, operands, local)
         if text is None:
             return None
         out.append(f"if ({guard.group(1)}{guard.group(2)}) {{ {text}; }}" if guard else text + ";")
-    return out or ["(void)0;"]
+    if any(goto not in labels for goto in re.findall(r"goto (\w+)", " ".join(out))):
+        return None
+    return [*([f"__label__ {', '.join(labels)};"] if labels else []), *out] or ["(void)0;"]
 
 
 def _instruction(instruction, operands, local):
@@ -164,10 +179,12 @@ def _instruction(instruction, operands, local):
                 return match.expand(call).replace("{all}", ", ".join(given)).format(*given)
             except IndexError:
                 return None
-    return meaning(name, given, rest)
+    return ptx_barriers.meaning(name, given, rest) or meaning(name, given, rest)
 
 
 def _operand(token, operands, local):
+    if token == "_":  # for a value that nobody wants
+        return token
     if token.startswith("%%"):
         token = token[1:]
     if numbered := re.fullmatch(r"%(\w+)", token):

@@ -46,6 +46,7 @@ enum { CHECKED = 0 };
 #else
 #include "runtime/unchecked.h"
 #endif
+#include "runtime/mbarrier.h"
 #include "runtime/device.h"
 #include "runtime/scheduler.h"
 #ifdef CU_CHECKED

@@ -136,12 +136,18 @@ def _without_values(declaration):
 def host_line(source, lines):
     """The first of these lines of a source (not blanked) that belongs to a program of the host, or None."""
     bare = blank(source)
-    texts, functions = bare.split("\n"), [b for b in blocks(bare) if b.kind == "function"]
+    texts, whole = bare.split("\n"), [b for b in blocks(bare) if b.kind != "namespace"]
+    functions = [b for b in whole if b.kind == "function"]
     for line in lines:
         around = [b for b in functions if line_at(bare, b.start) <= line <= line_at(bare, b.close)]
         if around and not around[0].is_for_host:
             continue
         said = bare[around[0].start : around[0].close] if around else texts[line - 1] if 0 < line <= len(texts) else ""
+        if not around and any(
+            line_at(bare, b.start) <= line <= line_at(bare, b.close) and ON_DEVICE.search(bare[b.open : b.close])
+            for b in whole
+        ):
+            continue  # in a struct of the device's
         if HOST_WORDS.search(said):
             return line
     return None

@@ -14,7 +14,7 @@ import sys
 
 CALL = re.compile(
     r"\s*(?:callq?|bl)\s+_?(?:__tsan_|__sanitizer_cov_(?:load|store)|_Z\d+(?:atomic|cu_ptx_(?:ldmatrix|access))|__pipeline_memcpy_async"
-    r"|cu_(?:log_(?:copy|fill)|memcpy|memset)\b|_ZN6nvcuda4wmma(?:9load|10store)_tile)"
+    r"|cu_(?:log_(?:copy|fill)|memcpy|memset|mbarrier_\w+|bulk_store)\b|_ZN6nvcuda4wmma(?:9load|10store)_tile)"
 )
 DIVISION = re.compile(r"\s*i?div[bwlq]\s")  # of integers; x86 stops at a zero
 LOC = re.compile(r"\s*\.loc\s+(\d+)\s+(\d+)(?:\s+(\d+))?")
@@ -87,13 +87,15 @@ def inlined_by_gcc(assembly, name):
 
 
 UNCHECKED = re.compile(r"^attributes (#\d+) = \{[^\n]*\bnosanitize_coverage\b", re.MULTILINE)
+CALLBACK = re.compile(r"call void @__sanitizer_cov_(load|store)(\d+)\(ptr (\S+)\)")
+VOLATILE = re.compile(r"\b(?:load|store) volatile\b.*?, ptr ([^\s,]+)")
 COPY = re.compile(r"[ \t]*(?:tail )?call void @llvm\.mem(cpy|move|set)\.[\w.]+\((.*)\)(?: #\d+)?(, !dbg !\d+)?.*")
 
 
 def log_copies(ir):
     """LLVM's text with a callback before every copy of a struct, which clang's own callbacks leave out; not in functions of
-    ours, which are to go unseen."""
-    unchecked, is_ours, out = set(UNCHECKED.findall(ir)), False, []
+    ours, which are to go unseen. Callbacks of volatile accesses get the names that gcc has for them."""
+    unchecked, is_ours, out, callback, used = set(UNCHECKED.findall(ir)), False, [], None, set()
     for text in ir.split("\n"):
         if text.startswith("define "):
             is_ours = not unchecked.isdisjoint(re.findall(r"#\d+", text))
@@ -102,5 +104,15 @@ def log_copies(ir):
             name, given = ("fill", (to, size)) if what == "set" else ("copy", (to, value, size))
             arguments = ", ".join(f"{a.split()[0]} {a.split()[-1]}" for a in given)
             out.append(f"  call void @cu_log_{name}({arguments}){match.group(3) or ''}")
+        elif called := CALLBACK.search(text):
+            callback = len(out), called
+        elif (access := VOLATILE.search(text)) and callback and callback[1].group(3) == access.group(1):
+            what, size, _ = callback[1].groups()
+            name = f"__tsan_volatile_{'read' if what == 'load' else 'write'}{size}"
+            out[callback[0]] = out[callback[0]].replace(f"@__sanitizer_cov_{what}{size}", f"@{name}")
+            used.add(name)
         out.append(text)
-    return "\n".join([*out, "declare void @cu_log_copy(ptr, ptr, i64)", "declare void @cu_log_fill(ptr, i64)", ""])
+    return "\n".join(
+        [*out, "declare void @cu_log_copy(ptr, ptr, i64)", "declare void @cu_log_fill(ptr, i64)",
+         *(f"declare void @{name}(ptr)" for name in sorted(used)), ""]
+    )  # fmt: skip

@@ -7,7 +7,16 @@ from ..structure import FOR_HOST, host_line
 from ..text import blank, line_at, point_at
 
 SHOWN_ERRORS = 3
-ONLY_ON_A_GPU = re.compile(r"\basm\b|\b__asm__|\bcuda::|<<<|cluster|wgmma")
+# What only a GPU can do, and what to do instead.
+ONLY_ON_A_GPU = {
+    r"\bwgmma": "wgmma: use mma.sync or wmma, or run it on a GPU",
+    r"\basm\b|\b__asm__": "this PTX: run it on a GPU, or give the function another body under `#ifdef CU_ON_CPU`",
+    r"\bcuda::(?!barrier|pipeline|make_pipeline|memcpy_async|aligned_size|thread_scope|device|std::move)\w": (
+        "of cuda:: only barriers, pipelines and memcpy_async: run it on a GPU"
+    ),
+    r"cluster": "clusters, because blocks run one after another: run it on a GPU",
+    r"<<<": "launches from a kernel: launch it with kernel[grid, block](...)",
+}
 MESSAGE = re.compile(r"^(?:.*[/\\])?kernel\.cu:(\d+):(?:(\d+):)? (?:fatal )?(error|note|warning)?:? ?(.*)$")
 LEADS_TO = re.compile(
     r"(?:^In file included from|^ +from) (?:.*[/\\])?kernel\.cu:(\d+)"
@@ -87,16 +96,8 @@ def in_source(found, source):
     shown, lines = [], source.split("\n")
     for number, column, message in found[:SHOWN_ERRORS]:
         line = lines[number - 1] if number <= len(lines) else ""
-        if ONLY_ON_A_GPU.search(line):
-            shown.append(
-                point_at(
-                    source,
-                    number,
-                    "this is not available on the CPU (this PTX, clusters, cuda:: and launches from a kernel are "
-                    "not): run it on a GPU",
-                )
-            )
-            return "\n".join(shown)
+        if what := next((text for pattern, text in ONLY_ON_A_GPU.items() if re.search(pattern, line)), None):
+            return "\n".join([*shown, point_at(source, number, f"this is not available on the CPU ({what})")])
         if VARIABLE_SIZE.search(message):  # what follows is about the same array
             is_shared = "__shared__" in line
             remedy = (

@@ -32,6 +32,9 @@
 #ifdef CU_ROUNDING
 #include "cpu/rounding.h"
 #endif
+#ifdef CU_SPECIAL
+#include "cpu/special.h"
+#endif
 #ifdef CU_SIMD
 #include "cpu/simd.h"
 #endif

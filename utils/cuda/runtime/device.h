@@ -8,6 +8,12 @@ extern "C" uint3 cu_grid_dim() { return B.grid_dim; }
 extern "C" unsigned cu_lane() { return B.current->id % WARP; }
 extern "C" void* cu_dynamic_shared() { return B.dynamic_shared; }
 
+// There is no time here: a clock goes on by one each time it is asked, so that a loop that waits for it ends.
+extern "C" long long cu_clock() {
+  static PER_OS_THREAD long long asked;
+  return ++asked;
+}
+
 // ---- printf and assert
 
 enum { MAX_OUTPUT = 1 << 20 };     // bytes; a GPU's printf buffer has this size too
@@ -122,6 +128,10 @@ extern "C" unsigned cu_exchange(const void* mine, unsigned size, unsigned mask, 
   return mask & B.alive[B.current->id / WARP];
 }
 
+extern "C" void cu_wrong_width(int width, CuPlace place, const char* name) {
+  if (Problem* p = report(SHUFFLE_WIDTH, 0, 0, place)) snprintf(p->text, sizeof p->text, "%s|%d", name, width);
+}
+
 extern "C" void cu_shuffle(void* value, unsigned size, unsigned mask, int source, CuPlace place, const char* name) {
   const char* offered = meet(mask, value, size, place, name);
   if (source < 0) return;
@@ -188,6 +198,7 @@ DEFINE_ATOMIC_AS(EXCHANGE, atomicExch, float, value)
 #define DEFINE_CAS(T) \
   T atomicCAS(T* p, T expected, T value) { \
     log_access(p, sizeof(T), ATOMIC, CALLER); \
+    note_expected(p); \
     T old = *p; \
     if (old == expected) *p = value; \
     return old; \
@@ -230,13 +241,7 @@ extern "C" void* cu_shared_pointer(unsigned address) {
 
 extern "C" void __pipeline_memcpy_async(void* to, const void* from, size_t bytes, size_t zeros) {
   Fiber* f = B.current;
-  AsyncCopy c = {to, from, (unsigned)bytes, (unsigned)zeros, f->group, CALLER};
-  copy_issued(c);
-  if (f->n_copies == f->copy_capacity) {
-    f->copy_capacity = f->copy_capacity * 2 + 16;
-    f->copies = (AsyncCopy*)realloc(f->copies, f->copy_capacity * sizeof c);
-  }
-  f->copies[f->n_copies++] = c;
+  issue({to, from, (unsigned)bytes, (unsigned)zeros, f->group, CALLER, 0, 0});
 }
 
 extern "C" void __pipeline_commit() { B.current->group++; }
@@ -246,10 +251,8 @@ extern "C" void __pipeline_wait_prior(size_t groups_left) {
   unsigned kept = 0;
   for (unsigned i = 0; i < f->n_copies; ++i) {
     AsyncCopy c = f->copies[i];
-    if (c.group + groups_left >= f->group) { f->copies[kept++] = c; continue; }
-    memcpy(c.to, c.from, c.bytes - c.zeros);
-    memset((char*)c.to + c.bytes - c.zeros, 0, c.zeros);
-    copy_landed(f, c);
+    if (c.barrier || c.group + groups_left >= f->group) { f->copies[kept++] = c; continue; }
+    land(f, c);
   }
   f->n_copies = kept;
 }

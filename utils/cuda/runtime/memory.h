@@ -20,7 +20,7 @@ struct Region {                    // one array
 };
 
 // Shared arrays first, then global ones: as many as a kernel can have parameters (arguments.py), and one.
-enum { MAX_SHARED = 256, GLOBAL = MAX_SHARED, MAX_REGIONS = GLOBAL + 4096 };
+enum { MAX_SHARED = 256, GLOBAL = MAX_SHARED, MODULE = GLOBAL + 4096, MAX_REGIONS };      // MODULE: variables of the source
 static Region region[MAX_REGIONS];
 static int n_shared, n_regions = GLOBAL, last_global = GLOBAL;
 static bool is_shared(int r) { return r < GLOBAL; }
@@ -150,8 +150,12 @@ static COLD void report_address(ProblemKind kind, int r, uintptr_t x, unsigned s
   p->access1 = access;
 }
 
+static inline __attribute__((always_inline)) void append(Fiber* f, uint64_t address, uint32_t place, unsigned r, unsigned size, AccessKind kind);
 static COLD void out_of_bounds(uintptr_t x, unsigned size, AccessKind access, uintptr_t place) {
-  if (is_module_constant(x)) return;
+  if (is_module_constant(x)) {                 // its atomics are what blocks meet at: locks, tickets
+    if (access >= ATOMIC) append(B.current, x, (uint32_t)(place - first_place), MODULE, size, access);
+    return;
+  }
   if ((char*)__builtin_frame_address(0) < B.current->stack) {      // local variables, but of a stack that has run over
     report(STACK_OVERFLOW, place - first_place, 0);
     stop_kernel();
@@ -203,7 +207,7 @@ append(Fiber* f, uint64_t address, uint32_t place, unsigned r, unsigned size, Ac
   a->region = (uint16_t)r;
   a->size = (uint8_t)size;
   a->kind = kind;
-  if (RARELY(tracing)) trace_value(f, address, size, kind);
+  if (RARELY(tracing) && r != MODULE) trace_value(f, address, size, kind);
 }
 
 static inline __attribute__((always_inline)) void
@@ -239,6 +243,26 @@ on_access(uintptr_t x, unsigned size, AccessKind kind, uintptr_t place) {
   extern "C" void __sanitizer_cov_load##size(void* a) { on_access((uintptr_t)a, size, LOAD, CALLER); } \
   extern "C" void __sanitizer_cov_store##size(void* a) { on_access((uintptr_t)a, size, STORE, CALLER); }
 CALLBACKS(1) CALLBACKS(2) CALLBACKS(4) CALLBACKS(8) CALLBACKS(16)
+
+// Volatile accesses, by their places: what they do for the order of blocks is said in order.h.
+enum { MAX_VOLATILE = 256 };
+static uint32_t volatile_place[MAX_VOLATILE];
+static unsigned n_volatile;
+static bool is_volatile(uint64_t place) {
+  for (unsigned i = 0; i < n_volatile; ++i)
+    if (volatile_place[i] == place) return true;
+  return false;
+}
+static COLD void on_volatile(uintptr_t x, unsigned size, AccessKind kind, uintptr_t place) {
+  uint32_t p = (uint32_t)(place - first_place);
+  if (!is_volatile(p) && n_volatile < MAX_VOLATILE) volatile_place[n_volatile++] = p;
+  if (B.current && is_module_constant(x)) append(B.current, x, p, MODULE, size, kind);
+  else on_access(x, size, kind, place);
+}
+#define VOLATILE_CALLBACKS(size) \
+  extern "C" void __tsan_volatile_read##size(void* a) { on_volatile((uintptr_t)a, size, LOAD, CALLER); } \
+  extern "C" void __tsan_volatile_write##size(void* a) { on_volatile((uintptr_t)a, size, STORE, CALLER); }
+VOLATILE_CALLBACKS(1) VOLATILE_CALLBACKS(2) VOLATILE_CALLBACKS(4) VOLATILE_CALLBACKS(8) VOLATILE_CALLBACKS(16)
 
 static void on_range(uintptr_t x, size_t n, AccessKind kind, uintptr_t place) {      // a struct copied as a whole
   while (n) {
@@ -279,6 +303,42 @@ static void log_access(const void* p, unsigned size, AccessKind kind, uintptr_t 
   on_access((uintptr_t)p, size, kind, place);
 }
 
+// The usual loop around atomicCAS begins with a plain read, whose value the atomic then confirms or refuses. What such a
+// place reads while others update it by atomics is no race.
+enum { LOOK_BACK = 24, MAX_EXPECTED = 256 };
+static uint32_t expected_place[MAX_EXPECTED];
+static unsigned n_expected;
+
+static bool is_expected(uint64_t place) {
+  for (unsigned i = 0; i < n_expected; ++i)
+    if (expected_place[i] == place) return true;
+  return false;
+}
+
+static COLD void note_expected(const void* p) {
+  Fiber* f = B.current;
+  for (uint32_t i = 0; f && i < LOOK_BACK && i < f->n_log; ++i) {
+    const Access& a = f->log[f->n_log - 1 - i];
+    if (a.kind != LOAD || a.address != (uint64_t)(uintptr_t)p) continue;
+    if (!is_expected(a.place) && n_expected < MAX_EXPECTED) expected_place[n_expected++] = a.place;
+    return;
+  }
+}
+
+// Nor are volatile accesses to global memory a race among themselves, in a kernel that uses __threadfence().
+static void forget_expected_reads() {
+  int kept = 0;
+  for (int i = 0; i < n_problems; ++i) {
+    const Problem& p = problems[i];
+    bool race = p.kind == RACE || p.kind == RACE_BETWEEN_BLOCKS;
+    bool first = p.access1 == LOAD && p.access2 == ATOMIC && is_expected(p.place1);
+    bool second = p.access2 == LOAD && p.access1 == ATOMIC && is_expected(p.place2);
+    bool flag = fences && p.region >= GLOBAL && is_volatile(p.place1) && is_volatile(p.place2);
+    if (!(race && (first || second || flag))) problems[kept++] = p;
+  }
+  n_problems = kept;
+}
+
 static void log_warp_sync(Fiber* f) { append(f, 0, 0, 0, 0, WARP_SYNC); }
 
 static void mark_pending(const AsyncCopy& c, int change) {
@@ -302,7 +362,7 @@ static void copy_landed(Fiber* f, const AsyncCopy& c) {
 
 static void begin_meetings();
 static void begin_block_order();
-static void begin_launch() { launch_epoch = epoch + 1; begin_meetings(); }
+static void begin_launch() { n_expected = n_volatile = 0; launch_epoch = epoch + 1; begin_meetings(); }
 
 static void begin_block() {
   block_epoch = ++epoch;

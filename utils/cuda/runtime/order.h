@@ -1,5 +1,6 @@
-// What orders blocks: one that has stored, and then met a global cell with an atomic behind a __threadfence(), hands over what
-// it stored before the fence to every block that meets the cell later: the ticket of "the last block adds up", a lock, a flag.
+// What orders blocks: one that has stored, and then met a global cell with an atomic or a volatile access (a flag) behind a
+// __threadfence(), hands over what it stored before the fence to every block that meets the cell later: the ticket of "the last
+// block adds up", a lock, a flag.
 // Blocks run one after another here, so a block is its number in the launch, and what it hands over an epoch.
 #pragma once
 

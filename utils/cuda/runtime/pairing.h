@@ -15,7 +15,7 @@ static void request(const Access** access, unsigned* lane, unsigned n, unsigned 
     bool mixed = false;
     for (unsigned i = 1; i < n; ++i) mixed |= access[i]->region != access[0]->region;
     if (!mixed) {
-      if (what & COUNT && access[0]->kind != LANDED) {
+      if (what & COUNT && access[0]->kind != LANDED && access[0]->region != MODULE) {
         count_request(access, n);
         note_workers(*access[0], lane, n, warp);
       }
@@ -157,7 +157,7 @@ static void judge_logs(unsigned warp, bool partial) {
     if (!n || must_wait || (partial && !same)) break;
     if (!same) { pair_diverged(warp, position); continue; }
     for (unsigned k = 0; k < n; ++k) position[lane[k]]++;
-    if (mixed || access[0]->kind == WARP_SYNC || access[0]->kind == LANDED) {
+    if (mixed || access[0]->kind >= ATOMIC || access[0]->region == MODULE) {
       request(access, lane, n, warp, COUNT | JUDGE);
     } else {
       count_request(access, n);

@@ -88,6 +88,8 @@ static inline void judge(Cell& c, const Access& a, Actor me) {
   judge_against_writer(c, a, me);
   if (a.kind == LOAD) return remember_reader(c, a, me);
   judge_against_readers(c, a, me);
+  // A thread's own atomic does not hide that it has stored there: for others that store is not ordered.
+  if (is_atomic(a.kind) && c.write_epoch == epoch && !c.atomic && c.writer == me.thread) return;
   c.write_epoch = epoch;
   c.write_place = a.place;
   c.writer = (uint16_t)me.thread;
@@ -97,9 +99,10 @@ static inline void judge(Cell& c, const Access& a, Actor me) {
 
 // One warp instruction on one region.
 static void judge_request(const Access* const* access, const unsigned* lane, unsigned n, unsigned warp) {
-  if (RARELY(tracing)) trace_request(access, lane, n, warp);
+  if (RARELY(tracing) && access[0]->region != MODULE) trace_request(access, lane, n, warp);
   Region& r = region[access[0]->region];
-  bool meets = fences && is_atomic(access[0]->kind) && !is_shared(access[0]->region);
+  bool meets = RARELY(fences) && !is_shared(access[0]->region) &&
+               (is_atomic(access[0]->kind) || is_volatile(access[0]->place));
   size_t previous = ~(size_t)0;
   for (unsigned k = 0; k < n; ++k) {
     const Access& a = *access[k];

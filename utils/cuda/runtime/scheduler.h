@@ -107,6 +107,7 @@ static void report_deadlock(const Fiber* collective, const Fiber* barrier) {
   if (barrier) return report_waiting(DEADLOCK, *collective, *barrier, barrier->name, barrier->place);
   for (unsigned i = 0; i < B.n_threads; ++i) {
     const Fiber& other = B.fiber[i];
+    if (collective->state == AT_MBARRIER || other.state == AT_MBARRIER) continue;
     if (other.state == AT_WARP_SYNC && same_collective(other, *collective)) continue;
     if (other.state == AT_WARP_SYNC) return report_waiting(DEADLOCK, *collective, other, other.name, other.place);
   }
@@ -120,7 +121,7 @@ static bool open_barrier() {
   for (unsigned i = 0; i < B.n_threads; ++i) {
     const Fiber& f = B.fiber[i];
     if (f.state == DONE) { if (!returned) returned = &f; continue; }
-    if (f.state == AT_WARP_SYNC) { if (!collective) collective = &f; continue; }
+    if (f.state == AT_WARP_SYNC || f.state == AT_MBARRIER) { if (!collective) collective = &f; continue; }
     count += f.predicate;
     all &= f.predicate;
     any |= f.predicate;
@@ -147,11 +148,12 @@ static bool open_barrier() {
 static void run_block() {
   unsigned n_warps = (B.n_threads + WARP - 1) / WARP;
   for (unsigned i = 0; i < B.n_threads; ++i) prepare(&B.fiber[i]);
+  n_mbarriers = 0;
   begin_block();
   do {
     Order turn = order_of(n_warps);
     for (unsigned w = 0; w < n_warps && !B.stopped; ++w) run_warp((unsigned)turn(w));
-  } while (!B.stopped && open_barrier());
+  } while (!B.stopped && (release_mbarriers() || open_barrier()));
   end_block();
 }
 
@@ -218,6 +220,7 @@ EXPORT int cu_run(void (*entry)(void**), void** arguments, const unsigned* grid,
     run_block();
   }
   tracing = false;
+  forget_expected_reads();
   return n_problems;
 }
 

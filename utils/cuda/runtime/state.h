@@ -8,7 +8,7 @@ enum { SLACK_BYTES = 256 * 1024 };      // below the first stack: an overflow is
 enum { CANARIES = 8 };             // words at the low end of a stack; one that changed means an overflow
 static const uint64_t CANARY = 0xC0FFEE5AFEC0DEull;
 
-enum FiberState { READY, AT_BARRIER, AT_WARP_SYNC, CONVERGING, LOG_FULL, DONE };
+enum FiberState { READY, AT_BARRIER, AT_WARP_SYNC, CONVERGING, AT_MBARRIER, LOG_FULL, DONE };
 
 // Everything a warp does to memory is first logged lane by lane, and judged when all 32 lanes have caught up.
 // LANDED: the store of a finished cp.async. EXCHANGE: an atomic that may be the first to write a cell.
@@ -21,7 +21,14 @@ struct Access {
   AccessKind kind;
 };
 
-struct AsyncCopy { void* to; const void* from; unsigned bytes, zeros, group; uintptr_t place; };
+struct AsyncCopy {
+  void* to;
+  const void* from;
+  unsigned bytes, zeros, group;
+  uintptr_t place;
+  void* barrier;                   // that waits for it, in this phase (mbarrier.h); or null
+  unsigned phase;
+};
 
 struct Fiber {
   void* sp;
@@ -34,6 +41,9 @@ struct Fiber {
   CuPlace place;
   unsigned mask, size;
   const char* name;
+  const void* waits_for;           // a barrier in shared memory, and which phase of it: mbarrier.h
+  unsigned phase;
+  bool by_parity;
   uint32_t fence_epoch;            // when it last called __threadfence(): order.h
   char slot[SLOT];                 // the value it offers to the other lanes
   // its cp.async copies

@@ -72,7 +72,7 @@ static COLD void trace_barrier() {
   t->step = n_steps++;
   t->kind = TRACE_BARRIER;
   for (unsigned i = 0; i < B.n_threads; ++i)
-    if (B.fiber[i].state == AT_BARRIER) t->place = (uint32_t)B.fiber[i].place.line;
+    if (B.fiber[i].state == AT_BARRIER || B.fiber[i].state == AT_MBARRIER) t->place = (uint32_t)B.fiber[i].place.line;
 }
 
 static void begin_trace(uint64_t block) {

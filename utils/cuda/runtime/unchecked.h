@@ -3,6 +3,8 @@
 
 static void log_access(const void*, unsigned, AccessKind, uintptr_t) {}
 static void log_warp_sync(Fiber*) {}
+static void note_expected(const void*) {}
+static void forget_expected_reads() {}
 static void copy_issued(const AsyncCopy&) {}
 static void copy_landed(Fiber*, const AsyncCopy&) {}
 static void settle(Fiber*) {}

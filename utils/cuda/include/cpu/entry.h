@@ -11,9 +11,12 @@ CU_CODE(long, (sizeof(long) == 8 ? 'q' : 'i')) CU_CODE(unsigned long, (sizeof(lo
 CU_CODE(long long, 'q') CU_CODE(unsigned long long, 'Q')
 #define CU_POINTEE(T, c) template <> struct CuPointee<T> { enum { value = c }; };
 template <class T> struct CuPointee { enum { value = CuCode<T>::value }; };      // arrays of vectors: arrays of numbers
-CU_POINTEE(void, 'v') CU_POINTEE(float2, 'f') CU_POINTEE(float3, 'f') CU_POINTEE(float4, 'f') CU_POINTEE(double2, 'd')
-CU_POINTEE(int2, 'i') CU_POINTEE(int3, 'i') CU_POINTEE(int4, 'i') CU_POINTEE(uint2, 'I') CU_POINTEE(uint4, 'I')
-CU_POINTEE(__half2, 'e') CU_POINTEE(__nv_bfloat162, 'y')
+CU_POINTEE(void, 'v') CU_POINTEE(__half2, 'e') CU_POINTEE(__nv_bfloat162, 'y')
+#define CU_POINTEES(name, c) \
+  CU_POINTEE(name##1, c) CU_POINTEE(name##2, c) CU_POINTEE(name##3, c) CU_POINTEE(name##4, c)
+CU_POINTEES(float, 'f') CU_POINTEES(double, 'd') CU_POINTEES(char, 'b') CU_POINTEES(uchar, 'B') CU_POINTEES(short, 'h')
+CU_POINTEES(ushort, 'H') CU_POINTEES(int, 'i') CU_POINTEES(uint, 'I') CU_POINTEES(longlong, 'q') CU_POINTEES(ulonglong, 'Q')
+CU_POINTEES(long, (sizeof(long) == 8 ? 'q' : 'i')) CU_POINTEES(ulong, (sizeof(long) == 8 ? 'Q' : 'I'))
 
 template <class T> struct CuSize { enum { value = sizeof(T) }; };
 template <> struct CuSize<void> { enum { value = 1 }; };

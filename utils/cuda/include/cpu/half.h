@@ -26,10 +26,23 @@ CU_INLINE uint16_t cu_float_to_bfloat16(float f) {
   return (uint16_t)((x + 0x7fff + ((x >> 16) & 1)) >> 16);
 }
 
-#define CU_HALF_TYPE(H, to_float, from_float) \
+// The bits of a half as CUDA names them, to be taken apart and put together.
+struct __half_raw { unsigned short x; };
+struct __half2_raw { unsigned short x, y; };
+struct __nv_bfloat16_raw { unsigned short x; };
+struct __nv_bfloat162_raw { unsigned short x, y; };
+
+#define CU_HALF_TYPE(H, R, to_float, from_float) \
   struct H { \
     uint16_t bits; \
     H() = default; \
+    CU_METHOD H(R raw) : bits(raw.x) {} \
+    CU_METHOD operator R() const { return {bits}; } \
+    CU_METHOD H(unsigned x) : bits(from_float((float)x)) {} \
+    CU_METHOD H(long x) : bits(from_float((float)x)) {} \
+    CU_METHOD H(unsigned long x) : bits(from_float((float)x)) {} \
+    CU_METHOD H(long long x) : bits(from_float((float)x)) {} \
+    CU_METHOD H(unsigned long long x) : bits(from_float((float)x)) {} \
     CU_METHOD H(float x) : bits(from_float(x)) {} \
     CU_METHOD H(double x) : bits(from_float((float)x)) {} \
     CU_METHOD H(int x) : bits(from_float((float)x)) {} \
@@ -39,6 +52,11 @@ CU_INLINE uint16_t cu_float_to_bfloat16(float f) {
     CU_METHOD H& operator*=(H o) { return *this = H(float(*this) * float(o)); } \
     CU_METHOD H& operator/=(H o) { return *this = H(float(*this) / float(o)); } \
     CU_METHOD H operator-() const { H r; r.bits = bits ^ 0x8000; return r; } \
+    CU_METHOD H operator+() const { return *this; } \
+    CU_METHOD H& operator++() { return *this += H(1); } \
+    CU_METHOD H& operator--() { return *this -= H(1); } \
+    CU_METHOD H operator++(int) { H old = *this; ++*this; return old; } \
+    CU_METHOD H operator--(int) { H old = *this; --*this; return old; } \
   }; \
   CU_INLINE H operator+(H a, H b) { return H(float(a) + float(b)); } \
   CU_INLINE H operator-(H a, H b) { return H(float(a) - float(b)); } \
@@ -64,15 +82,29 @@ CU_INLINE uint16_t cu_float_to_bfloat16(float f) {
   CU_INLINE H hsqrt(H a) { return H(sqrtf(float(a))); } \
   CU_INLINE H hrsqrt(H a) { return H(cu_rsqrtf(float(a))); }
 
-#define CU_HALF_PAIR(H, P) \
+#define CU_PAIR_OPERATOR(P, op) \
+  CU_INLINE P operator op(P a, P b) { return P(a.x op b.x, a.y op b.y); } \
+  CU_INLINE P& operator op##=(P& a, P b) { return a = a op b; }
+#define CU_PAIR_COMPARISON(P, op) \
+  CU_INLINE bool operator op(P a, P b) { return float(a.x) op float(b.x) && float(a.y) op float(b.y); }
+#define CU_HALF_PAIR(H, P, R) \
   struct __attribute__((aligned(4))) P { \
     H x, y; \
     CU_COPIES_WHOLE(P, 4) \
     CU_METHOD P(H a, H b) : x(a), y(b) {} \
+    CU_METHOD P(R raw) { x.bits = raw.x; y.bits = raw.y; } \
+    CU_METHOD operator R() const { return {x.bits, y.bits}; } \
+    CU_METHOD P operator-() const { return P(-x, -y); } \
+    CU_METHOD P operator+() const { return *this; } \
+    CU_METHOD P& operator++() { return *this = P(x + H(1), y + H(1)); } \
+    CU_METHOD P& operator--() { return *this = P(x - H(1), y - H(1)); } \
+    CU_METHOD P operator++(int) { P old = *this; ++*this; return old; } \
+    CU_METHOD P operator--(int) { P old = *this; --*this; return old; } \
   }; \
-  CU_INLINE P operator+(P a, P b) { return P(a.x + b.x, a.y + b.y); } \
-  CU_INLINE P operator-(P a, P b) { return P(a.x - b.x, a.y - b.y); } \
-  CU_INLINE P operator*(P a, P b) { return P(a.x * b.x, a.y * b.y); } \
+  CU_PAIR_OPERATOR(P, +) CU_PAIR_OPERATOR(P, -) CU_PAIR_OPERATOR(P, *) CU_PAIR_OPERATOR(P, /) \
+  CU_PAIR_COMPARISON(P, ==) CU_PAIR_COMPARISON(P, <) CU_PAIR_COMPARISON(P, <=) CU_PAIR_COMPARISON(P, >) \
+  CU_PAIR_COMPARISON(P, >=) \
+  CU_INLINE bool operator!=(P a, P b) { return float(a.x) != float(b.x) && float(a.y) != float(b.y); } \
   CU_INLINE P __hadd2(P a, P b) { return a + b; } \
   CU_INLINE P __hsub2(P a, P b) { return a - b; } \
   CU_INLINE P __hmul2(P a, P b) { return a * b; } \
@@ -83,10 +115,10 @@ CU_INLINE uint16_t cu_float_to_bfloat16(float f) {
   CU_INLINE float __low2float(P a) { return float(a.x); } \
   CU_INLINE float __high2float(P a) { return float(a.y); }
 
-CU_HALF_TYPE(__half, cu_half_to_float, cu_float_to_half)
-CU_HALF_TYPE(__nv_bfloat16, cu_bfloat16_to_float, cu_float_to_bfloat16)
-CU_HALF_PAIR(__half, __half2)
-CU_HALF_PAIR(__nv_bfloat16, __nv_bfloat162)
+CU_HALF_TYPE(__half, __half_raw, cu_half_to_float, cu_float_to_half)
+CU_HALF_TYPE(__nv_bfloat16, __nv_bfloat16_raw, cu_bfloat16_to_float, cu_float_to_bfloat16)
+CU_HALF_PAIR(__half, __half2, __half2_raw)
+CU_HALF_PAIR(__nv_bfloat16, __nv_bfloat162, __nv_bfloat162_raw)
 CU_ATOMIC_ADD(__half, old + value)
 CU_ATOMIC_ADD(__half2, old + value)
 CU_ATOMIC_ADD(__nv_bfloat16, old + value)

@@ -66,7 +66,6 @@ CU_INLINE float cu_saturated01(float x) { return x > 0.f ? (x < 1.f ? x : 1.f) :
     return P(__hfma(-a.y, b.y, __hfma(a.x, b.x, c.x)), __hfma(a.y, b.x, __hfma(a.x, b.y, c.y))); \
   } \
   CU_INLINE P __h2div(P a, P b) { return P(a.x / b.x, a.y / b.y); } \
-  CU_INLINE P operator/(P a, P b) { return __h2div(a, b); } \
   CU_INLINE P __hneg2(P a) { return P(-a.x, -a.y); } \
   CU_INLINE P __habs2(P a) { return P(__habs(a.x), __habs(a.y)); } \
   CU_INLINE int __hisinf(H a) { return isinf(float(a)) ? (float(a) < 0.f ? -1 : 1) : 0; } \

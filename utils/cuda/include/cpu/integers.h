@@ -17,6 +17,15 @@ CU_INLINE unsigned long long __brevll(unsigned long long x) {
   return (unsigned long long)__brev((unsigned)x) << 32 | __brev((unsigned)(x >> 32));
 }
 
+// The position of the n-th set bit, from `base` upwards, or downwards for a negative n; -1 if there is none.
+CU_INLINE unsigned __fns(unsigned mask, unsigned base, int n) {
+  int step = n < 0 ? -1 : 1, at = (int)base;
+  if (n == 0) return mask >> (base & 31) & 1 ? base : ~0u;
+  for (int left = n * step; at >= 0 && at < 32; at += step)
+    if (mask >> at & 1 && --left == 0) return (unsigned)at;
+  return ~0u;
+}
+
 CU_INLINE int __mulhi(int a, int b) { return (int)((long long)a * b >> 32); }
 CU_INLINE unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((unsigned long long)a * b >> 32); }
 CU_INLINE long long __mul64hi(long long a, long long b) { return (long long)((__int128)a * b >> 64); }

@@ -45,6 +45,8 @@ CU_INLINE float atan2(float x, float y) { return atan2f(x, y); }
 CU_INLINE float hypot(float x, float y) { return hypotf(x, y); }
 CU_INLINE float copysign(float x, float y) { return copysignf(x, y); }
 CU_INLINE float ldexp(float x, int n) { return ldexpf(x, n); }
+CU_INLINE float frexp(float x, int* n) { return frexpf(x, n); }
+CU_INLINE float modf(float x, float* whole) { return modff(x, whole); }
 CU_INLINE float abs(float x) { return fabsf(x); }
 CU_INLINE double abs(double x) { return fabs(x); }
 CU_INLINE long abs(long x) { return labs(x); }
@@ -52,10 +54,10 @@ CU_INLINE long long abs(long long x) { return llabs(x); }
 CU_INLINE float pow(float x, float y) { return powf(x, y); }
 CU_INLINE float fma(float a, float b, float c) { return fmaf(a, b, c); }
 
-#define isinf(x) __builtin_isinf(x)
-#define isnan(x) __builtin_isnan(x)
-#define isfinite(x) __builtin_isfinite(x)
-#define signbit(x) __builtin_signbit(x)
+#define isinf(x) (__builtin_isinf(x) != 0)          // a bool, as in C++: gcc's own gives -1 for -inf
+#define isnan(x) (__builtin_isnan(x) != 0)
+#define isfinite(x) (__builtin_isfinite(x) != 0)
+#define signbit(x) (__builtin_signbit(x) != 0)
 #ifndef INFINITY
 #define INFINITY __builtin_inff()
 #endif

@@ -30,24 +30,37 @@ template <class T> CU_INLINE T cu_shuffled(T value, unsigned mask, int source, C
   return value;
 }
 
+// The lanes of a shuffle stay in segments of `width`, a power of two.
+CU_INLINE void cu_check_width(int width, CuPlace place, const char* name) {
+#ifdef CU_CHECKED
+  if (width < 1 || width > 32 || (width & (width - 1))) cu_wrong_width(width, place, name);
+#else
+  (void)width, (void)place, (void)name;
+#endif
+}
+
 template <class T> CU_INLINE T __shfl_sync(CuPlace place, unsigned mask, T value, int source, int width = 32) {
+  cu_check_width(width, place, "__shfl_sync");
   int first = (int)cu_lane() & ~(width - 1);
   return cu_shuffled(value, mask, first + (source & (width - 1)), place, "__shfl_sync");
 }
 
 template <class T> CU_INLINE T __shfl_xor_sync(CuPlace place, unsigned mask, T value, int x, int width = 32) {
+  cu_check_width(width, place, "__shfl_xor_sync");
   int lane = (int)cu_lane(), source = lane ^ x;
   bool reachable = (source & ~(width - 1)) <= lane;          // a later segment of `width` lanes is out of reach
   return cu_shuffled(value, mask, reachable ? source & 31 : -1, place, "__shfl_xor_sync");
 }
 
 template <class T> CU_INLINE T __shfl_down_sync(CuPlace place, unsigned mask, T value, unsigned delta, int width = 32) {
+  cu_check_width(width, place, "__shfl_down_sync");
   unsigned lane = cu_lane();
   bool reachable = (lane & (unsigned)(width - 1)) + delta < (unsigned)width;
   return cu_shuffled(value, mask, reachable ? (int)(lane + delta) : -1, place, "__shfl_down_sync");
 }
 
 template <class T> CU_INLINE T __shfl_up_sync(CuPlace place, unsigned mask, T value, unsigned delta, int width = 32) {
+  cu_check_width(width, place, "__shfl_up_sync");
   unsigned lane = cu_lane();
   bool reachable = (lane & (unsigned)(width - 1)) >= delta;
   return cu_shuffled(value, mask, reachable ? (int)(lane - delta) : -1, place, "__shfl_up_sync");
