@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 import attention
-from attention import flash
+from attention import differential, flash, linear, mixture
 from utils.cuda import Kernel
 from utils.cuda.structure import blocks
 from utils.cuda.text import blank, line_at
@@ -93,6 +93,18 @@ def course_launches():
         attention.grouped_query_attention_cuda(normal(1, 4, 40, 32), normal(1, 2, 40, 32), normal(1, 2, 40, 32))
         attention.latent_decode_attention_cuda(
             normal(1, 4, 32), normal(1, 4, 16), normal(1, 70, 32), normal(1, 70, 16), torch.tensor([70]), 0.1
+        )
+        attention.block_sparse_attention_cuda(
+            *(a.to(torch.float16) for a in (q, k, v)), torch.ones(2, 3, dtype=torch.bool), 64
+        )
+        q2, k2 = normal(*q.shape), normal(*k.shape)
+        differential.differential_attention_cuda(q, k, q2, k2, v, 0.5)
+        linear.linear_attention_cuda(q.abs(), k.abs(), v)
+        linear.selective_scan_cuda(
+            normal(1, 70, 40), normal(1, 70, 40).abs(), -normal(40, 16).abs(), normal(1, 70, 16), normal(1, 70, 16)
+        )
+        mixture.mixture_attention_cuda(
+            normal(1, 70, 64), normal(64, 4), normal(4, 64, 32), normal(64, 32), normal(64, 32), normal(4, 32, 64), 2
         )
     finally:
         Kernel._fast = original

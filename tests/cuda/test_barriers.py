@@ -11,7 +11,7 @@ NEEDLESS = set()
 
 
 def test_all_kernels_with_barriers_are_there():
-    assert len({str(launched) for launched, *_ in CASES}) >= 8
+    assert len({launched.kernel.name.split("<")[0] for launched, *_ in CASES}) >= 22
 
 
 @pytest.mark.parametrize("launched", LAUNCHES, ids=str)
