@@ -171,7 +171,7 @@ def of_mixer2(factor, groups=1, heads=3, d_state=8, width=4):
     for parameter, drawn in zip(theirs.parameters(), draw(28, *[p.shape for p in theirs.parameters()])):
         parameter.data = drawn * (drawn[0].numel() ** -0.5 if drawn.dim() > 1 else 0.5)
     (x,) = draw(29, (BATCH, N, 16))
-    gate, mixed, step = theirs.in_proj(3 * x).split([inner, inner + 2 * groups * d_state, heads], -1)
+    gate, mixed, step = theirs.in_proj(x).split([inner, inner + 2 * groups * d_state, heads], -1)
     seen = torch.nn.functional.pad(mixed, (0, 0, width - 1, 0))
     kernel = theirs.conv1d.weight[:, 0]
     mixed = torch.nn.functional.silu(sum(kernel[:, i] * seen[:, i : i + N] for i in range(width)) + theirs.conv1d.bias)
@@ -187,7 +187,7 @@ def of_mixer2(factor, groups=1, heads=3, d_state=8, width=4):
     )):  # fmt: skip
         y = torch.cat([torch.as_tensor(one) for one in part], -1)
         results.append(theirs.out_proj(torch.as_tensor(theirs.norm(y, gate))))
-    return results, theirs(3 * x)
+    return results, theirs(x)
 
 
 @row("retention with a fixed decay, one step after the other", FROM + "MiniMaxLightningAttention", {f"layer {i}": dict(layer=i) for i in (0, 2)})  # fmt: skip
