@@ -171,7 +171,7 @@ segment_softmax = check("13A", segment_softmax)
 
 # %% [markdown]
 # With it a layer is a few lines. For the proof we compute the same in another way: a dense matrix of all 36 scores, masked, in
-# PyTorch. (torch-geometric is none of the course's packages; where it is there, a test holds `GATConv` and `GATv2Conv` against ours.)
+# PyTorch. (A test holds ours to torch-geometric's `GATConv` and `GATv2Conv`.)
 #
 # *Predict.* **Review this code:** somebody takes the softmax over *all* edges at once. What do the weights of A sum to?
 

@@ -1,7 +1,4 @@
-"""Rows of the table for lecture 13: graphs by torch's own scatter and densely, and a vision transformer from transformers.
-
-torch-geometric is not among the packages of the course; elsewhere.py has rows for its GATConv and GATv2Conv.
-"""
+"""Rows of the table for lecture 13: graphs by torch's own scatter and densely, and a vision transformer from transformers."""
 
 import numpy as np
 import torch
