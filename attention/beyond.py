@@ -12,15 +12,7 @@ from attention.kv_cache import WARP
 from attention.multi_head import masked_softmax, merge_heads, split_heads
 from utils import cuda
 
-__all__ = [
-    "segment_softmax",
-    "graph_attention",
-    "graph_attention_v2",
-    "SetBlock",
-    "InducedSetAttention",
-    "patchify",
-    "memory_by_gradient",
-]
+__all__ = ["segment_softmax", "graph_attention", "SetBlock", "InducedSetAttention", "patchify", "memory_by_gradient"]
 
 
 def segment_softmax(scores, target, n_nodes):

@@ -22,7 +22,6 @@ __all__ = [
     "latent_decode_attention_cuda",
     "MultiHeadLatentAttention",
     "LatentCache",
-    "IndexedLatentAttention",
     "joint_latent",
 ]
 

@@ -26,7 +26,6 @@ __all__ = [
     "stream",
     "wkv",
     "long_convolution",
-    "infini_attention",
     "Mamba",
 ]
 

@@ -19,7 +19,6 @@
 #     - latent_decode_attention_cuda
 #     - MultiHeadLatentAttention
 #     - LatentCache
-#     - IndexedLatentAttention
 #     - joint_latent
 #   kernelspec:
 #     display_name: Python 3

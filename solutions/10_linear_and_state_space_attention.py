@@ -37,7 +37,6 @@
 #     - stream
 #     - wkv
 #     - long_convolution
-#     - infini_attention
 #     - Mamba
 #   kernelspec:
 #     display_name: Python 3

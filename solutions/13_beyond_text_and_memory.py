@@ -23,7 +23,6 @@
 #     public:
 #     - segment_softmax
 #     - graph_attention
-#     - graph_attention_v2
 #     - SetBlock
 #     - InducedSetAttention
 #     - patchify

@@ -247,7 +247,7 @@ REASONS = {
             "mixture_attention_torch line 8.45: torch.sort(rows @ w_router, dim=-1, d... without dim",
             "top_k_gates line 9.13: np.argsort(-logits, axis=-1, kind='st... without axis",
             "top_k_gates line 11.13: np.take_along_axis(logits, chosen, ax... without axis",
-            "load_balancing_loss line 11.13: rows.topk(top_k, dim=-1) without dim",
+            "load_balancing_loss line 12.13: rows.topk(top_k, dim=-1) without dim",
         ],
         "torch's sort of short rows is stable on a CPU in any case": [
             "mixture_attention_torch line 8.45: torch.sort(rows @ w_router, dim=-1, d... without stable",
@@ -256,8 +256,8 @@ REASONS = {
         TWO_AXES: [
             "mixture_attention_torch line 8.77: -1 becomes 1",
             "mixture_attention_torch line 16.41: -1 becomes 1",
-            "load_balancing_loss line 11.34: -1 becomes 1",
-            "load_balancing_loss line 13.45: -1 becomes 1",
+            "load_balancing_loss line 12.34: -1 becomes 1",
+            "load_balancing_loss line 14.45: -1 becomes 1",
         ],
         "the last axis has one entry": ["mixture_attention_torch line 9.56: 0 becomes -1"],
         SYMMETRIC: [

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import attention
+from attention import latent, linear
 from attention.mixture import test_causal as sees_no_future
 from attention.rotary import Rotary
 from utils import training
@@ -39,9 +40,9 @@ def like(rows, array):
     return torch.from_numpy(array) if isinstance(rows, torch.Tensor) else array
 
 
-def layer(name, *sizes, how=None, **named):
+def layer(name, *sizes, home=attention, how=None, **named):
     """A PyTorch layer of the course, drawn, as a function of an array (n, 8)."""
-    module = training.initialise(getattr(attention, name)(*sizes, **named).double(), 0).requires_grad_(False)
+    module = training.initialise(getattr(home, name)(*sizes, **named).double(), 0).requires_grad_(False)
     return {name: lambda rows: module(torch.from_numpy(rows)[None], **(how or {}))[0].numpy()}
 
 
@@ -84,7 +85,7 @@ LAYERS = (
     | ways("grouped_query_attention", lambda f, r: f(r.reshape(len(r), 2, 4).swapaxes(0, 1), r[None, :, :4], r[None, :, 4:], **CAUSAL).swapaxes(0, 1).reshape(len(r), 8))
     | layer("GroupedQueryAttention", 8, 2, 1, **TURNS, **HOW)
     | layer("MultiHeadLatentAttention", 8, 2, 4, 4, 4, **HOW)
-    | layer("IndexedLatentAttention", 8, 2, 4, 4, 4, 6, top_k=3, index_heads=2, d_index=4)
+    | layer("IndexedLatentAttention", 8, 2, 4, 4, 4, 6, top_k=3, index_heads=2, d_index=4, home=latent)
     | ways("linear_attention", lambda f, r: f(abs(r), abs(r), r, chunk=4, normalise=True))
     | ways("selective_scan", scanned)
     | {
@@ -92,7 +93,7 @@ LAYERS = (
         "stream": walked,
         "wkv": lambda r: attention.wkv(abs(SQUARES[0, 0]), SQUARES[0, 1], r, r @ SQUARES[1]),
         "long_convolution": lambda r: attention.long_convolution(r, SQUARES.reshape(-1, 8)[: len(r)]),
-        "infini_attention": lambda r: attention.infini_attention(r, r, r, 3, 0.5, delta=True),
+        "infini_attention": lambda r: linear.infini_attention(r, r, r, 3, 0.5, delta=True),
     }
     | layer("Mamba", 8, 16)
     | ways("differential_attention", lambda f, r: f(r, r, r @ like(r, SQUARES[0]), r @ like(r, SQUARES[1]), r, 0.7, **CAUSAL))
