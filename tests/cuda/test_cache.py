@@ -16,6 +16,8 @@ from utils.cuda import binary
 from utils.cuda.cpu import cache, process, toolchain
 from utils.paths import ROOT
 
+pytestmark = pytest.mark.slow  # each test compiles the runtime in a folder of its own
+
 SOURCE = "__global__ void twice(float* x) { x[threadIdx.x] *= 2.f; }"
 
 

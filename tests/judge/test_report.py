@@ -55,6 +55,7 @@ def test_a_report_names_each_property_an_example_and_the_mistake():
     )
 
 
+@pytest.mark.slow
 def test_the_reports_lines_fit_a_notebook():
     for exercise in exercises("01"):
         for mistake in exercise.mistakes:

@@ -77,6 +77,7 @@ def test_the_text_of_a_kernel_is_changed_wherever_it_was_copied_to(monkeypatch):
     assert (first.KERNEL, second.BOTH, second.OTHER) == ("x = 2;", "int x = 2;\nint y;", "x = 10;")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a mutant is tried in a fork")
 def test_of_a_sample_none_survives():
     """Ten mutants of the triples, each under the contract's rows for it, in a process that has everything loaded."""

@@ -12,6 +12,7 @@ EACH = 5  # mutants of a lecture
 COUNTED = [n for n in lectures() if any(exercise.number in counts() for exercise in exercises(n))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", COUNTED)
 def test_of_a_sample_none_survives(number):
     """A lecture's own seed: what is drawn does not depend on the other lectures."""

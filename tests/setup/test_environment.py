@@ -12,6 +12,8 @@ import course
 from utils.paths import ROOT
 from utils.setup import doctor, environment
 
+pytestmark = pytest.mark.slow  # each test makes an environment
+
 
 def make_wheel(folder, version, name="tiny", needs=None):
     """Write the smallest installable package, which says its version and may ask for another one."""
