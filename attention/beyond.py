@@ -29,26 +29,19 @@ def segment_softmax(scores, target, n_nodes):
     return powers / np.where(total == 0, 1, total)[target]
 
 
+def blend_edges(scores, features, source, target):
+    """Each target's blend of its sources' features: ((n, d), weights (n_edges,))."""
+    weights = segment_softmax(scores[:, None], target, len(features))
+    out = np.zeros_like(features)
+    np.add.at(out, target, weights * features[source])
+    return out, weights[:, 0]
+
 def graph_attention(h, source, target, w, a_target, a_source):
     """One GAT head in NumPy: (new features (n, d), weights (n_edges,))."""
     features = h @ w
     scores = (features @ a_target)[target] + (features @ a_source)[source]
     scores = np.where(scores > 0, scores, 0.2 * scores)
-    weights = segment_softmax(scores[:, None], target, len(h))
-    out = np.zeros_like(features)
-    np.add.at(out, target, weights * features[source])
-    return out, weights[:, 0]
-
-
-def graph_attention_v2(h, source, target, w_target, w_source, a):
-    """One GATv2 head in NumPy: (new features (n, d), weights (n_edges,))."""
-    of_target, of_source = h @ w_target, h @ w_source
-    both = of_target[target] + of_source[source]
-    scores = np.where(both > 0, both, 0.2 * both) @ a
-    weights = segment_softmax(scores[:, None], target, len(h))
-    out = np.zeros_like(of_source)
-    np.add.at(out, target, weights * of_source[source])
-    return out, weights[:, 0]
+    return blend_edges(scores, features, source, target)
 
 
 SEGMENT_SOFTMAX = WARP + r"""
@@ -159,6 +152,16 @@ def address(memory, last, key, beta, gate, shift, gamma):
     w = sum(shift[:, s + 1, None] * w.roll(s, dims=1) for s in (-1, 0, 1))
     w = (w + 1e-12) ** gamma
     return w / w.sum(dim=1, keepdim=True)
+
+
+def graph_attention_v2(h, source, target, w_target, w_source, a):
+    """One GATv2 head in NumPy: (new features (n, d), weights (n_edges,)).
+
+    h (n, d_in); source, target (n_edges,), sorted by target; w_target, w_source (d_in, d); a (d,). Source: arXiv 2105.14491.
+    """
+    features = h @ w_source
+    both = (h @ w_target)[target] + features[source]
+    return blend_edges(np.where(both > 0, both, 0.2 * both) @ a, features, source, target)
 
 
 @functools.cache

@@ -365,12 +365,10 @@ def moved(rows, distance):
 
 query = q[1, it][None]
 one_step, two_steps = (moved(query, d) @ up_k[1].T for d in (1, 2))  # what to absorb
-cosine = (one_step @ two_steps.T).item() / np.linalg.norm(one_step) / \
-    np.linalg.norm(two_steps)
-print(f"absorbed query for distance 1 and 2: cosine {cosine:.3f}")
 true = moved(query, 2) @ (c[animal] @ up_k[1])[:, None]
 print(f"score at distance 2: {true.item():.2f}, with the query of distance 1: "
-      f"{(one_step @ c[animal]).item():.2f}")
+      f"{(one_step @ c[animal]).item():.2f}, with its own: "
+      f"{(two_steps @ c[animal]).item():.2f}")
 
 # %% [markdown]
 # There is not: each distance needs an absorbed query of its own, one for each cached token, and that is as much work as making

@@ -175,15 +175,19 @@ segment_softmax = check("13A", segment_softmax)
 # *Predict.* **Review this code:** somebody takes the softmax over *all* edges at once. What do the weights of A sum to?
 
 # %% tags=["export"]
+def blend_edges(scores, features, source, target):
+    """Each target's blend of its sources' features: ((n, d), weights (n_edges,))."""
+    weights = segment_softmax(scores[:, None], target, len(features))
+    out = np.zeros_like(features)
+    np.add.at(out, target, weights * features[source])
+    return out, weights[:, 0]
+
 def graph_attention(h, source, target, w, a_target, a_source):
     """One GAT head in NumPy: (new features (n, d), weights (n_edges,))."""
     features = h @ w
     scores = (features @ a_target)[target] + (features @ a_source)[source]
     scores = np.where(scores > 0, scores, 0.2 * scores)
-    weights = segment_softmax(scores[:, None], target, len(h))
-    out = np.zeros_like(features)
-    np.add.at(out, target, weights * features[source])
-    return out, weights[:, 0]
+    return blend_edges(scores, features, source, target)
 
 # %% tags=["slide"]
 out, weights = graph_attention(h, source, target, w, a_target, a_source)
@@ -237,17 +241,6 @@ for name, table in tables.items():
 #
 # *Predict.* Which accuracy does GAT reach, whatever its weights?
 
-# %% tags=["export"]
-def graph_attention_v2(h, source, target, w_target, w_source, a):
-    """One GATv2 head in NumPy: (new features (n, d), weights (n_edges,))."""
-    of_target, of_source = h @ w_target, h @ w_source
-    both = of_target[target] + of_source[source]
-    scores = np.where(both > 0, both, 0.2 * both) @ a
-    weights = segment_softmax(scores[:, None], target, len(h))
-    out = np.zeros_like(of_source)
-    np.add.at(out, target, weights * of_source[source])
-    return out, weights[:, 0]
-
 # %% tags=["approx"] approx={"numbers": 0.1, "picture": 0.05}
 from attention.experiments.beyond import train_scorer
 
@@ -260,7 +253,7 @@ for name in ("GAT", "GATv2"):
 # 0.2 let it be sure of the right one and doubtful of the wrong one.) Dot products have no such limit: $q_i\cdot k_j$ ranks anew for each query.
 #
 # **Trap.** *"GATv2 is GAT with more parameters."* With one matrix $W$ for both, as in GAT, it has fewer: one vector $a$ in place of
-# two. The order of vector and LeakyReLU is the difference.
+# two. The order of vector and LeakyReLU is the difference. (`graph_attention_v2`: Behind the scenes.)
 #
 # ### 13.3 The edges in CUDA
 #
@@ -1032,6 +1025,19 @@ for stored in (8, 64):
 import functools
 
 from sklearn.datasets import load_digits
+
+# %% [markdown]
+# **A head of GATv2** (13.2), beside the `graph_attention` of 13.1.
+
+# %% tags=["export", "plumbing"]
+def graph_attention_v2(h, source, target, w_target, w_source, a):
+    """One GATv2 head in NumPy: (new features (n, d), weights (n_edges,)).
+
+    h (n, d_in); source, target (n_edges,), sorted by target; w_target, w_source (d_in, d); a (d,). Source: arXiv 2105.14491.
+    """
+    features = h @ w_source
+    both = (h @ w_target)[target] + features[source]
+    return blend_edges(np.where(both > 0, both, 0.2 * both) @ a, features, source, target)
 
 # %% [markdown]
 # **The kernel of 13.3**: from scores and targets to a launch.

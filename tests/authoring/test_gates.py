@@ -1,4 +1,4 @@
-"""Every limit of a lecture passes a small sound lecture and notices what breaks it; the second edition keeps them all."""
+"""Every limit of a lecture passes a small sound lecture and notices what breaks it; the lectures keep them all."""
 
 from types import SimpleNamespace
 
@@ -255,7 +255,7 @@ def test_what_is_no_new_meaning_is_left_alone(cells):
     assert names.rebound(cells) == []
 
 
-# ---- Exceptions, editions, the table ------------------------------------------------------------------------------
+# ---- Exceptions, drafts, the table --------------------------------------------------------------------------------
 
 
 def test_an_exception_needs_a_reason_a_limit_that_exists_and_a_limit_that_is_broken():
@@ -275,7 +275,7 @@ def course(folder, edition):
 
 
 @pytest.mark.parametrize(("edition", "status"), [(1, 0), (2, 1)])
-def test_limits_bind_the_second_edition_and_every_lecture_is_in_the_table(tmp_path, capsys, edition, status):
+def test_limits_bind_all_but_drafts_and_every_lecture_is_in_the_table(tmp_path, capsys, edition, status):
     course(tmp_path, edition)
     assert gates.main([], root=tmp_path) == status
     head, _, row, *rest = capsys.readouterr().out.splitlines()
@@ -286,7 +286,7 @@ def test_limits_bind_the_second_edition_and_every_lecture_is_in_the_table(tmp_pa
 
 
 @pytest.mark.parametrize(("edition", "status"), [(1, 0), (2, 1)])
-def test_the_build_prints_the_table_and_fails_for_a_second_edition_over_its_limits(
+def test_the_build_prints_the_table_and_fails_for_a_lecture_over_its_limits(
     tmp_path, monkeypatch, capsys, edition, status
 ):
     monkeypatch.setattr(build, "execute", lambda *_: None)
@@ -312,7 +312,7 @@ def test_outputs_are_taken_from_the_kept_notebook_where_the_cell_is_the_same(tmp
 # ---- The lectures -------------------------------------------------------------------------------------------------
 
 
-def test_every_lecture_of_the_second_edition_keeps_the_limits():
+def test_every_lecture_keeps_the_limits():
     lines, sound = gates.report()
     assert sound, "\n".join(lines)
 
