@@ -32,12 +32,12 @@ def lacks_language_model(cell):
     return "language-model" in cell.metadata.get("tags", ()) and find_spec(MODEL_PACKAGE) is None
 
 
-def environment():
+def environment(threads=1):
     """Return the environment in which every notebook runs, here and under nbval."""
     (ROOT / "build").mkdir(exist_ok=True)
     given = {name: value for name, value in os.environ.items() if name in KEPT or not name.startswith("PYTHON")}
     return given | {
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(threads),
         "TQDM_DISABLE": "1",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYTHONHASHSEED": "0",  # sets in the same order every time
@@ -57,7 +57,7 @@ class _Client(NotebookClient):
         return super().process_message(msg, cell, cell_index)
 
 
-def execute(notebook, folder, place):
+def execute(notebook, folder, place, threads=1):
     """Run a notebook in `folder` and fill in its outputs. `place(index, line=1)` gives a line of a cell in words and as it stands.
 
     A cell that raises does not stop the run, so that one run finds them all. Raises BuildError with a sentence for
@@ -91,7 +91,7 @@ def execute(notebook, folder, place):
     folder.mkdir(exist_ok=True)
     language = notebook.metadata.language_info
     try:
-        client.execute(env=environment(), stderr=subprocess.DEVNULL)  # IPython's remarks on its start
+        client.execute(env=environment(threads), stderr=subprocess.DEVNULL)  # IPython's remarks on its start
     except CellTimeoutError:
         fatal[reached[-1]] = f"still waiting after {notebook_usage.PATIENCE} s"
     except DeadKernelError:

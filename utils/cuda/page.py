@@ -25,11 +25,14 @@ def page(report):
         for what, loaded, stored, why in report.summary()
     )
     columns = [column for column in COLUMNS if any(column.text(row) for row in report.rows)]
-    body = [_problem_row(p, columns) for p in report.problems if p.line == 0]
+    body, found = (
+        [_problem_row(p, columns) for p in report.problems if p.line == 0],
+        [*report.problems, *report.warnings],
+    )
     for number, (plain, shown) in enumerate(zip(report.source.split("\n"), highlighted(report.source)), 1):
         if plain.strip():
             body.append(_source_row(report, number, shown, columns))
-        body += [_problem_row(p, columns) for p in report.problems if p.line == number]
+        body += [_problem_row(p, columns) for p in found if p.line == number]
     verdict = html.escape(str(report).splitlines()[0])
     head = [("line", "right"), ("source", "left"), *((column.title, "right") for column in columns)]
     return (

@@ -35,7 +35,11 @@ KINDS = {
     19: "shuffle",
     20: "barrier",
     21: "barrier",
+    22: "race",
+    23: "race between blocks",
 }
+RACES, HARMLESS = (6, 7), (22, 23)
+STORE = 1  # as enum AccessKind in runtime/state.h
 CAUSES = ("barrier", "deadlock")
 DYNAMIC = "dynamic shared memory"  # as scheduler.h names it
 READS = ("reads", "writes", "updates atomically", "", "writes (cp.async)", "updates atomically")
@@ -44,14 +48,26 @@ READ = ("read", "write", "atomic", "", "write", "atomic")
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that a kernel did wrong: `kind` is a word in KINDS, "crash" or "time limit"; `line` is 0 if unknown."""
+    """One thing that a kernel did wrong: `kind` is a word in KINDS, "crash" or "time limit"; `line` is 0 if unknown.
+
+    is_harmless: the kernel's results do not depend on it.
+    """
 
     kind: str
     line: int
     message: str
+    is_harmless: bool = False
 
     def __str__(self):
         return self.message
+
+
+def may_be_harmless(data):
+    """Whether there is a race of two stores of one statement: they may write the same."""
+    return any(
+        r.kind in RACES and r.place1 == r.place2 and r.access1 == r.access2 == STORE
+        for r in map(Record._make, RECORD.iter_unpack(data))
+    )
 
 
 class Writer:
@@ -95,9 +111,12 @@ class Writer:
                 19: "width",
                 20: "not_made",
                 21: "too_many",
+                22: "same_value",
+                23: "same_value_between_blocks",
             }.get(r.kind, KINDS[r.kind].replace(" ", "_")),
         )(r)
-        return Problem(KINDS[r.kind], line, message + (f" ({count:,} times)" if count > 1 else ""))
+        times = f" ({count:,} times)" if count > 1 else ""
+        return Problem(KINDS[r.kind], line, message + times, r.kind in HARMLESS)
 
     # ---- parts of a sentence
 
@@ -185,6 +204,19 @@ class Writer:
             "  Blocks of one launch have no order: use an atomic, or two launches"
         )
 
+    def _same_value(self, r):
+        place = "" if self.regions[r.region][3] else "global "
+        return (
+            f"SAME VALUE written to {place}{self.element(r)} by {self.thread(r.thread1)} and {self.thread(r.thread2)} of "
+            f"{self.where(r)}, {self.first_at(r)}\n  It does no harm, but one thread is enough: let one thread write"
+        )
+
+    def _same_value_between_blocks(self, r):
+        return (
+            f"SAME VALUE written to global {self.element(r)} by {self.where(r)} and an earlier block, {self.first_at(r)}\n"
+            "  It does no harm, but one block is enough: let one block write"
+        )
+
     def _not_waited(self, r):
         return (
             f"ASYNC COPY NOT WAITED FOR: {self.who(r)} {READS[r.access1]} {self.element(r)} "
@@ -199,6 +231,10 @@ class Writer:
         begin = f"BARRIER NOT REACHED BY ALL in {self.where(r)}: {self.thread(r.thread1)} waits {self.at(r.line1)}\n  "
         if not r.line2:
             return begin + f"but {self.thread(r.thread2)} has already returned"
+        if r.line2 == r.line1 and r.access1:
+            return begin.rstrip() + (
+                f", called {self.at(r.access1)}\n  but {self.thread(r.thread2)} waits in another call of it, {self.at(r.access2)}"
+            )
         if r.line2 == r.line1:
             return begin + f"but {self.thread(r.thread2)} waits at another barrier of that line"
         return begin + f"but {self.thread(r.thread2)} waits {self.at(r.line2)}"

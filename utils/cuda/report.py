@@ -49,7 +49,8 @@ class Row:
 class Report:
     """What one checked run did. Sizes are bytes.
 
-    problems: list of `Problem` (`.kind`, `.line`, `.message`); ok: whether there are none.
+    problems: list of `Problem` (`.kind`, `.line`, `.message`); ok: whether there are none; warnings: others like these, on
+    which no result depends.
     global_loaded, global_stored: what the threads asked for.
     sectors_loaded, sectors_stored: 32-byte sectors moved if nothing is cached; sector_bytes_loaded,
     sector_bytes_stored: the same in bytes.
@@ -83,7 +84,9 @@ class Report:
         self.trace = Trace(result.get("trace", b""), places, regions, result.get("shapes", []), block)
         self.rows = self._rows(result.get("traffic", b""), places, regions)
         writer = Writer(kernel, places, block, regions)
-        self.problems = problems if problems is not None else writer.problems(result.get("problems", b""))
+        found = problems if problems is not None else writer.problems(result.get("problems", b""))
+        self.problems = [problem for problem in found if not problem.is_harmless]
+        self.warnings = [problem for problem in found if problem.is_harmless]
         self.more_problems = result.get("more_problems", False)
 
     @staticmethod
@@ -152,8 +155,8 @@ class Report:
         return worst
 
     def complaint(self):
-        """The first problem in full, the others folded: the text of a KernelError."""
-        first, *rest = map(str, self.problems)
+        """The first problem in full, the others folded, or the warnings: the text of a KernelError."""
+        first, *rest = map(str, self.problems or self.warnings)
         if not rest:
             return first
         folded = [f"  - {text.splitlines()[0]}" for text in rest[:4]]
@@ -189,7 +192,7 @@ class Report:
             verdict += f"; races were not looked for in {', '.join(self.races_unchecked)} (too large)"
         out = [f"{self.kernel}: {verdict}", f"{'bytes':<22}{'loaded':>15}{'stored':>15}"]
         out += [f"{what:<22}{loaded:>15,}{stored:>15,}  {why}" for what, loaded, stored, why in self.summary()]
-        return "\n".join(out + [str(p) for p in self.problems])
+        return "\n".join(out + [str(p) for p in [*self.problems, *self.warnings]])
 
     __repr__ = __str__  # what a notebook keeps beside the HTML must not hold an address
 

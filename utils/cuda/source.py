@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from .calls import marked
 from .errors import CompileError
 from .ptx import translated
 from .structure import blocks, scope_at
@@ -158,6 +159,8 @@ def for_cpu(source, checked):
     """The source with its declarations of shared memory rewritten, for which plain C++ has no word. Line numbers stay."""
     source, _ = without_includes(source, _is_ours)
     source = translated(source)
+    if checked:
+        source = marked(source)
     bare, edits = blank(source), []
     for match in SHARED.finditer(bare):
         end = _end_of_declaration(bare, match.end())

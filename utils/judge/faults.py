@@ -38,7 +38,8 @@ def fault(error):
     """An exception of the CUDA runner: the kernel does not compile, or does something wrong."""
     kind = None
     if hasattr(error, "report"):
-        kind = error.report.problems[0].kind if error.report and error.report.problems else ""
+        found = [*error.report.problems, *error.report.warnings] if error.report else []
+        kind = found[0].kind if found else ""
     return Fault(_in_short(str(error)), "" if _in_short(str(error)) == str(error) else in_full(str(error)), kind)
 
 

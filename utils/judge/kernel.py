@@ -92,7 +92,7 @@ def launch(kernel, grid, block, shared, *arguments):
         report = kernel.check[grid, block, shared](*arguments)
         if report.problems and report.problems[0].kind == "time limit":
             raise Stopped(report.complaint())
-        if not report.ok:
+        if not report.ok or report.warnings:
             raise cuda.KernelError(report.complaint(), report)
         return report
 

@@ -99,7 +99,7 @@ class Library:
         if checked:
             c.cu_add_array.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int, ctypes.c_int]
             c.cu_traffic.restype = c.cu_traced.restype = ctypes.c_void_p
-            c.cu_trace.argtypes = [ctypes.c_uint64]
+            c.cu_trace.argtypes = [ctypes.c_uint64, ctypes.c_int]
             c.cu_workers.restype = ctypes.c_uint64
             c.cu_open(None)
 
@@ -118,7 +118,9 @@ class Library:
         constants = [(c.code.decode().strip("\0"), c.element, c.bytes) for c in self.constants]
         return signature, offsets, constants
 
-    def run(self, start, grid, block, dynamic_bytes, arguments, arrays, shift, threads, filled, schedule, traced):
+    def run(
+        self, start, grid, block, dynamic_bytes, arguments, arrays, shift, threads, filled, schedule, traced, compared
+    ):
         """Run the kernel; `start` is the address of the shared memory. Returns what report.py reads."""
         for i, (constant, initial) in enumerate(zip(self.constants, self.initial)):
             value = filled.get(i, initial)
@@ -141,8 +143,8 @@ class Library:
 
         result = {"more_problems": False}
         if self.checked:
+            self.c.cu_trace(2**64 - 1 if traced is None else traced, compared)
             self.c.cu_begin(shift)
-            self.c.cu_trace(2**64 - 1 if traced is None else traced)
             for offset, size, element, writable in arrays:
                 self.c.cu_add_array(start + offset, size, element, writable)
             result["problems"] = run_part(0)

@@ -62,6 +62,13 @@ extern "C" void cu_assert_failed(const char* expression, int line) {
 
 // ---- barriers and warp collectives: say what one waits for, let the others run, read what they offered
 
+extern "C" CuCalls cu_enter(int line, unsigned call) {
+  CuCalls before = B.current->calls;
+  B.current->calls = {before.chain * 1000003u + call, line};
+  return before;
+}
+extern "C" void cu_leave(CuCalls before) { B.current->calls = before; }
+
 extern "C" void cu_syncthreads(CuPlace place) {
   Fiber* f = B.current;
   f->state = AT_BARRIER;

@@ -4,7 +4,7 @@
 // Last writer and two readers of a cell of 1, 2 or 4 bytes; what a race is, is decided in races.h.
 struct Cell {
   uint32_t write_epoch, write_place, read_epoch, read_place;
-  uint16_t writer, writer_warp_epoch, reader1, reader1_warp_epoch, reader2, reader2_warp_epoch, atomic, unused;
+  uint16_t writer, writer_warp_epoch, reader1, reader1_warp_epoch, reader2, reader2_warp_epoch, atomic, varied;
 };
 
 struct Region {                    // one array
@@ -12,6 +12,7 @@ struct Region {                    // one array
   uint64_t low, bytes;
   int32_t writable, element;
   Cell* cell;
+  uint32_t* value;                 // of each cell, while values are compared: what was stored last
   size_t n_cells;
   uint8_t *loaded, *stored;        // one bit for each 32-byte sector of a global array
   uint8_t* pending;                // one byte for each byte of a shared array: a cp.async is under way
@@ -49,6 +50,7 @@ static void add_region(int index, const char* name, void* p, size_t bytes, int e
   r->n_cells = (bytes + 3) >> shift;
   if (r->n_cells > max_cells) r->n_cells = 0;                            // races are not looked for
   r->cell = (Cell*)calloc(r->n_cells + 1, sizeof(Cell));
+  if (comparing) r->value = (uint32_t*)calloc(r->n_cells + 1, sizeof(uint32_t));
   if (index >= GLOBAL) {
     r->loaded = (uint8_t*)calloc(bytes / 256 + 2, 1);
     r->stored = (uint8_t*)calloc(bytes / 256 + 2, 1);
@@ -59,6 +61,7 @@ static void add_region(int index, const char* name, void* p, size_t bytes, int e
 
 static void free_region(Region* r) {
   free(r->cell);
+  free(r->value);
   free(r->loaded);
   free(r->stored);
   free(r->pending);
@@ -185,6 +188,7 @@ static COLD void pending_touched(int r, uintptr_t x, unsigned size, AccessKind a
 
 static void trace_value(Fiber* f, uint64_t address, unsigned size, AccessKind kind);      // trace.h
 static void settle(Fiber* f);
+static void make_unlike(Fiber* f);
 
 enum { FIRST_LOG = 256, LONGEST_LOG = 16384 };      // records; a lane lets its warp catch up each time its log is full
 
@@ -207,7 +211,7 @@ append(Fiber* f, uint64_t address, uint32_t place, unsigned r, unsigned size, Ac
   a->region = (uint16_t)r;
   a->size = (uint8_t)size;
   a->kind = kind;
-  if (RARELY(tracing) && r != MODULE) trace_value(f, address, size, kind);
+  if (RARELY(tracing | comparing) && r != MODULE) trace_value(f, address, size, kind);
 }
 
 static inline __attribute__((always_inline)) void
@@ -268,6 +272,7 @@ static void on_range(uintptr_t x, size_t n, AccessKind kind, uintptr_t place) { 
   while (n) {
     unsigned piece = n >= 4 && x % 4 == 0 ? 4 : n >= 2 && x % 2 == 0 ? 2 : 1;
     on_access(x, piece, kind, place);
+    if (comparing && kind == STORE) make_unlike(B.current);
     x += piece;
     n -= piece;
   }
@@ -351,6 +356,7 @@ static void mark_pending(const AsyncCopy& c, int change) {
 static void copy_issued(const AsyncCopy& c) {
   if (c.bytes > c.zeros) on_access((uintptr_t)c.from, c.bytes, LOAD, c.place);
   on_access((uintptr_t)c.to, c.bytes, STORE, c.place);
+  if (comparing) make_unlike(B.current);
   mark_pending(c, +1);
 }
 

@@ -5,7 +5,7 @@ enum ProblemKind {
   OUT_OF_BOUNDS = 1, NULL_POINTER, MISALIGNED, WRITE_TO_CONST, UNWRITTEN_SHARED, RACE, RACE_BETWEEN_BLOCKS,
   ASYNC_NOT_WAITED, ASYNC_AT_EXIT, BARRIER, DEADLOCK, SHUFFLE_NOT_IN_MASK, SHUFFLE_FROM_EXITED, LANE_NOT_IN_MASK,
   STACK_OVERFLOW, ASSERTION, TOO_MUCH_SHARED, DIVISION_BY_ZERO, SHUFFLE_WIDTH, MBARRIER_NOT_MADE,
-  MBARRIER_TOO_MANY
+  MBARRIER_TOO_MANY, SAME_VALUE, SAME_VALUE_BETWEEN_BLOCKS
 };
 
 struct Problem {
@@ -24,7 +24,8 @@ static PER_OS_THREAD int n_problems;
 static PER_OS_THREAD bool more_problems;
 
 static bool goes_on_after(ProblemKind kind) {
-  return kind == UNWRITTEN_SHARED || kind == RACE || kind == RACE_BETWEEN_BLOCKS || kind == ASYNC_NOT_WAITED;
+  return kind == UNWRITTEN_SHARED || kind == RACE || kind == RACE_BETWEEN_BLOCKS || kind == ASYNC_NOT_WAITED ||
+         kind == SAME_VALUE || kind == SAME_VALUE_BETWEEN_BLOCKS;
 }
 
 // A new problem to be filled in, or null if this one was seen before (then it is counted) or there are too many (then
@@ -62,5 +63,7 @@ static void report_waiting(ProblemKind kind, const Fiber& a, const Fiber& b, con
   if (!p) return;
   p->thread1 = (int)a.id;
   p->thread2 = (int)b.id;
+  p->access1 = a.calls.line;       // where they come from, if the barrier is in a function
+  p->access2 = b.calls.line;
   snprintf(p->text, sizeof p->text, "%s|%s", a.name, b_name);
 }

@@ -21,6 +21,7 @@ static void prepare(Fiber* f) {
   f->sp = fresh_stack(f->stack_end, fiber_main);
   f->state = READY;
   f->n_copies = f->group = f->n_log = 0;
+  f->calls = {0, 0};
   for (int i = 0; i < CANARIES; ++i) ((uint64_t*)f->stack)[i] = CANARY;
 }
 
@@ -34,13 +35,17 @@ static void run_fiber(Fiber* f) {
   B.current = B.last = f;
   cu_switch(&B.scheduler, f->sp);
   B.current = 0;
-  if (tracing) settle(f);
+  if (tracing | comparing) settle(f);
   if (!overflowed(f)) return;
   if (Problem* p = report(STACK_OVERFLOW, 0, 0)) p->thread1 = (int)f->id;
   B.stopped = true;
 }
 
 static bool same_place(CuPlace a, CuPlace b) { return a.line == b.line && a.call == b.call; }
+
+static bool same_barrier(const Fiber& a, const Fiber& b) {
+  return same_place(a.place, b.place) && a.calls.chain == b.calls.chain;
+}
 
 // Lanes that wait for a collective go on when all lanes of their mask that have not returned wait for the same one.
 static bool release_collectives(unsigned warp) {
@@ -126,7 +131,7 @@ static bool open_barrier() {
     all &= f.predicate;
     any |= f.predicate;
     if (!first) first = &f;
-    else if (!elsewhere && !same_place(f.place, first->place)) elsewhere = &f;
+    else if (!elsewhere && !same_barrier(f, *first)) elsewhere = &f;
   }
   if (collective) { report_deadlock(collective, first); B.stopped = true; return false; }
   if (!first) return false;                                              // all have returned

@@ -39,6 +39,7 @@ struct Fiber {
   // what it waits for
   int predicate;
   CuPlace place;
+  CuCalls calls;                   // those that it is in: calls.py
   unsigned mask, size;
   const char* name;
   const void* waits_for;           // a barrier in shared memory, and which phase of it: mbarrier.h
@@ -78,6 +79,7 @@ struct Block {
 };
 static PER_OS_THREAD Block B;
 static bool tracing;               // the block that runs is the one that somebody looks at: trace.h
+static bool comparing;             // the values of stores are wanted, to tell races that do no harm: races.h
 
 // In which order blocks, warps and lanes have their turns. A right kernel gives the same in any.
 enum Schedule { FORWARD, REVERSE, RANDOM };

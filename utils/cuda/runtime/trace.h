@@ -42,6 +42,23 @@ static COLD void trace_value(Fiber* f, uint64_t address, unsigned size, AccessKi
   f->n_values++;
 }
 
+// A store whose value comes later than the lane's next access, or not all at once, is like no other.
+static COLD void make_unlike(Fiber* f) {
+  static uint32_t n;
+  if (!f || !f->due_size) return;
+  f->due_size = 0;
+  uint32_t unlike[4] = {n + 1, n + 2, n + 3, n + 4};
+  n += 4;
+  memcpy(f->values[f->n_values - 1], unlike, sizeof unlike);
+}
+
+// The value of the next access of a lane that is judged. It stays until the lane runs again.
+static COLD const uint8_t* next_value(Fiber* f) {
+  const uint8_t* value = f->values[f->first_value++];
+  if (f->first_value == f->n_values && !f->due_size) f->first_value = f->n_values = 0;
+  return value;
+}
+
 static Traced* new_traced() {
   if (n_traced == MOST_TRACED) return 0;
   if (n_traced == traced_capacity) {
@@ -52,16 +69,14 @@ static Traced* new_traced() {
   return &traced[n_traced++];
 }
 
-static COLD void trace_request(const Access* const* access, const unsigned* lane, unsigned n, unsigned warp) {
+static COLD void trace_request(const Access* const* access, const unsigned* lane, unsigned n, unsigned warp,
+                               const uint8_t* const* value) {
   for (unsigned i = 0; i < n; ++i) {
     const Access& a = *access[i];
-    Fiber* f = &B.fiber[warp * WARP + lane[i]];
-    const uint8_t* value = f->values[f->first_value++];
-    if (f->first_value == f->n_values && !f->due_size) f->first_value = f->n_values = 0;
     Traced* t = new_traced();
     if (!t) continue;
-    *t = {n_steps, a.place, a.region, (uint8_t)a.kind, a.size, f->id, a.address - region[a.region].low, {0}};
-    memcpy(t->value, value, sizeof t->value);
+    *t = {n_steps, a.place, a.region, (uint8_t)a.kind, a.size, warp * WARP + lane[i], a.address - region[a.region].low, {0}};
+    memcpy(t->value, value[i], sizeof t->value);
   }
   n_steps++;
 }
@@ -80,8 +95,9 @@ static void begin_trace(uint64_t block) {
   for (unsigned i = 0; i < B.n_threads; ++i) B.fiber[i].n_values = B.fiber[i].first_value = B.fiber[i].due_size = 0;
 }
 
-EXPORT void cu_trace(uint64_t block) {
+EXPORT void cu_trace(uint64_t block, int compare) {
   wanted_block = block;
+  comparing = compare != 0;
   n_traced = n_steps = 0;
 }
 

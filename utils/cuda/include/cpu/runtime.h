@@ -14,6 +14,9 @@ struct CuPlace {
   constexpr CuPlace(int a, int b = 0) : line(a), call(b) {}
 };
 
+// One call of a function that holds a barrier, while it runs: calls.py.
+struct CuCalls { unsigned chain; int line; };
+
 enum CuVote { CU_COUNT, CU_ALL, CU_ANY };
 
 #if defined(__APPLE__)
@@ -29,6 +32,8 @@ uint3 cu_block_dim() CU_CONST;
 uint3 cu_grid_dim() CU_CONST;
 unsigned cu_lane() CU_CONST;
 
+CuCalls cu_enter(int line, unsigned call);
+void cu_leave(CuCalls before);
 void cu_syncthreads(CuPlace place);
 int cu_syncthreads_vote(int predicate, int vote, CuPlace place);
 void cu_syncwarp(unsigned mask, CuPlace place);

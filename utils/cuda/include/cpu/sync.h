@@ -4,6 +4,14 @@
 
 #define CU_HERE CuPlace(__builtin_LINE(), __COUNTER__)
 
+#ifdef CU_CHECKED
+struct CuFrom {
+  CuCalls before;
+  CU_UNCHECKED CuFrom(int line, unsigned call) : before(cu_enter(line, call)) {}
+  CU_UNCHECKED ~CuFrom() { cu_leave(before); }
+};
+#endif
+
 CU_INLINE void __syncthreads(CuPlace place) { cu_syncthreads(place); }
 CU_INLINE int __syncthreads_count(CuPlace place, int p) { return cu_syncthreads_vote(p, CU_COUNT, place); }
 CU_INLINE int __syncthreads_and(CuPlace place, int p) { return cu_syncthreads_vote(p, CU_ALL, place); }
