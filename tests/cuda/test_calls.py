@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.cuda.mistakes import zeros
 from tests.cuda.compilers import compiler  # noqa: F401
+from tests.cuda.mistakes import zeros
 from utils import cuda
 from utils.cuda.calls import marked
 

@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 import pytest
 
-from tests.cuda.mistakes import floats, zeros
 from tests.cuda.compilers import compiler  # noqa: F401
+from tests.cuda.mistakes import floats, zeros
 from utils import cuda
 
 # (name, body of the kernel, grid, block): `v` is 2, x is 1, 2, 2, 3.
