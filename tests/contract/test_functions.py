@@ -38,7 +38,12 @@ def test_gradients_of_what_the_batch_shares_are_summed():
 
 @pytest.mark.parametrize(
     "shapes",
-    [((2, 3, 4), (1, 5, 4), (5, 2)), ((3, 4), (2, 1, 5, 4), (3, 5, 2)), ((2, 6, 3, 4), (1, 5, 4), (2, 1, 1, 5, 2))],
+    [
+        ((2, 3, 4), (1, 5, 4), (5, 2)),
+        ((3, 4), (2, 1, 5, 4), (3, 5, 2)),
+        ((2, 6, 3, 4), (1, 5, 4), (2, 1, 1, 5, 2)),
+        ((1, 1, 6, 3, 4), (1, 1, 5, 4), (5, 2)),
+    ],
 )
 def test_shared_gradients_equal_autograd(shapes):
     rng = np.random.default_rng(0)

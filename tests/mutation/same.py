@@ -12,6 +12,7 @@ MASKED = "tiles that nobody sees are masked: more work, the same numbers"
 SYMMETRIC = "the order of the three does not matter"
 COPY = "a copy that is not needed, or a view of the same numbers"
 EMPTY = "without a key or a query the kernel writes zeros too"
+ONE_HEAD = "parts_of makes parts of one head at least"
 RING = "every rank still meets every block once; the order of a merge changes nothing"
 
 REASONS = {
@@ -130,6 +131,7 @@ REASONS = {
         ],
     },
     "flash": {
+        ONE_HEAD: ["flash_attention_numpy line 18.20: 1 becomes 0"],
         TILES: [
             "flash_attention_numpy line 15.37: 2 becomes 1",
             "flash_attention_numpy line 15.50: 2 becomes 1",

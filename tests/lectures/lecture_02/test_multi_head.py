@@ -128,6 +128,8 @@ def test_bad_shapes_get_one_sentence():
             assert "\n" not in str(refused.value)
     with pytest.raises(ValueError, match="n_heads must divide"):
         m.split_heads(zeros((3, 8)), 3)
+    with pytest.raises(ValueError, match="n_heads must divide"):
+        m.split_heads(zeros((3, 8)), 0)
     with pytest.raises(ValueError, match="n_heads must divide d_model"):
         m.MultiHeadAttention(8, 3)
     with pytest.raises(ValueError, match="x_kv must have shape"):

@@ -43,6 +43,10 @@ def test_alibi_is_rounded_once_whatever_the_model_is_cast_to(cast):
 def test_alibi_slopes_of_powers_of_two_and_of_12_heads():
     np.testing.assert_allclose(r.alibi_slopes(8), 0.5 ** np.arange(1, 9))
     np.testing.assert_allclose(r.alibi_slopes(12), [*0.5 ** np.arange(1.0, 9), *0.5 ** np.array([0.5, 1.5, 2.5, 3.5])])
+    for n_heads in range(1, 40):
+        slopes, power = r.alibi_slopes(n_heads), 2 ** (n_heads.bit_length() - 1)
+        assert slopes.shape == (n_heads,)
+        np.testing.assert_allclose(slopes[power:], r.alibi_slopes(2 * power)[::2][: n_heads - power])
     with pytest.raises(ValueError, match="at least 1"):
         r.alibi_slopes(0)
 

@@ -216,6 +216,11 @@ def test_online_softmax_equals_three_passes_for_every_width(width):
     np.testing.assert_allclose(ell, np.exp(scores - m[..., None]).sum(-1), rtol=1e-12)
 
 
+def test_online_softmax_gives_the_type_of_the_scores():
+    m, ell = f.online_softmax(np.full(3, -np.inf), np.zeros(3), np.ones((3, 2), np.float32))
+    assert m.dtype == ell.dtype == np.float32
+
+
 def test_parts_merge_in_any_order_and_grouping():
     q, k, v = draw((3, 9, 8), (3, 30, 8), 5)
     parts = [
@@ -227,6 +232,15 @@ def test_parts_merge_in_any_order_and_grouping():
     must_agree(f.merge_by_lse(outs[::-1], lses[::-1]), whole, 1e-12)
     left, right = f.merge_by_lse(outs[:2], lses[:2]), f.merge_by_lse(outs[2:], lses[2:])
     must_agree(f.merge_by_lse([left[0], right[0]], [left[1], right[1]]), whole, 1e-12)
+
+
+def test_one_part_is_itself_a_query_needs_no_axis_and_no_part_is_refused():
+    out, lse = draw((3, 1, 2), (3, 1), 1)[:2]
+    must_agree(f.merge_by_lse(out[:1], lse[:1]), (out[0], lse[0]), 1e-12)
+    whole = f.merge_by_lse(out, lse)
+    must_agree(f.merge_by_lse(out[:, 0], lse[:, 0]), (whole[0][0], whole[1][0]), 1e-12)
+    with pytest.raises(ValueError, match="of at least one part, got shapes"):
+        f.merge_by_lse(out[:0], lse[:0])
 
 
 def test_outputs_of_whole_numbers_are_merged_in_floats():

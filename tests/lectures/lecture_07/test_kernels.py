@@ -268,6 +268,12 @@ def test_a_window_that_is_no_positive_whole_number_is_refused():
     np.testing.assert_allclose(out, attended(q, k, v, visible(19, 37, True, 7)), atol=1e-5)
 
 
+def test_a_window_that_is_longer_than_a_block_meets_every_key_of_many_blocks():
+    q, k, v = draw(12, 1300, 1300, 4, heads=1)
+    out = s.sliding_window_attention_cuda(q, k, v, 66)
+    np.testing.assert_allclose(out, attended(q, k, v, visible(1300, 1300, True, 66)), atol=1e-5)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU, or a torch without CUDA")
 @every_type
 def test_on_a_gpu_it_agrees_with_the_cpu(dtype):

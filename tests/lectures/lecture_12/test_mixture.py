@@ -19,6 +19,7 @@ from attention.mixture import (
     mixture_attention_torch,
     routed_attention,
     router_z_loss,
+    top_k_gates,
 )
 from attention.multi_head import MultiHeadAttention
 from attention.rotary import Rotary
@@ -71,6 +72,11 @@ def test_grouped_gives_what_dense_gives():
     heads = attention_numpy(np.einsum("nd,edh->enh", x, w_q), (x @ w_k)[None], (x @ w_v)[None], causal=True)
     dense = np.einsum("ne,enh,ehd->nd", gates, heads, w_o)
     assert np.abs(routed_attention(x, gates, w_q, w_k, w_v, w_o, causal=True) - dense).max() < 1e-12
+
+
+def test_of_equal_logits_the_first_are_chosen_along_the_last_axis():
+    gates = top_k_gates(np.zeros((2, 3, 40)), 4)
+    assert (gates[..., :4] == 0.25).all() and not gates[..., 4:].any()
 
 
 @pytest.mark.parametrize(("top_k", "n_shared"), [(2, 0), (2, 2), (4, 2)])
