@@ -153,20 +153,32 @@ def of_mechanisms():
     yield (
         f"Of {killed + lost:,} mutants that are not equivalent, and not an exercise's alone, {killed:,} are killed: "
         f"{100 * killed / max(1, killed + lost):.2f} %. {rows[-1][1] - rows[-1][2]} of {rows[-1][1]} definitions have not "
-        "been tried yet, and nothing is said of them."
+        "been tried as a whole."
     )
     yield table(["module", "definitions", "tried", *kept_mechanisms.WORDS], rows)
     if left:
         yield "Not killed, and not known to be equivalent:"
         yield "\n".join(left)
     if waiting:
-        yield "Not tried yet:"
+        yield from of_drawn(kept_mechanisms.read(kept_mechanisms.DRAWN))
+        yield "Not tried as a whole yet:"
         yield "\n".join(waiting)
     yield "Taken for equivalent:"
     said = [f"- everywhere, `{name}`: {why}" for name, why in same.EVERYWHERE.items()]
     for module, reasons in same.REASONS.items():
         said += [f"- {module}, {', '.join(f'`{name}`' for name in names)}: {why}" for why, names in reasons.items()]
     yield "\n".join(said)
+
+
+def of_drawn(drawn):
+    """What became of mutants that were drawn among those of the other definitions."""
+    rows = [(module, *(of.get(word, 0) for word in kept_mechanisms.WORDS)) for module, of in drawn.items()]
+    yield "Drawn among the mutants of the others, so many of each module (`--sample 60 --keep`):"
+    yield table(["module", *kept_mechanisms.WORDS], with_sums(rows))
+    left = [f"- {module}, {', '.join(f'`{m}`' for m in of['left'])}" for module, of in drawn.items() if "left" in of]
+    if left:
+        yield "Of these not killed, and not known to be equivalent:"
+        yield "\n".join(left)
 
 
 def of_bytes():

@@ -190,6 +190,15 @@ def sample(every, count, seed):
     return [every[i] for i in sorted(drawn)]
 
 
+def drawn(every, count):
+    """`count` Changes of each module, of definitions that were not tried as a whole."""
+    kept = kept_mechanisms.read()
+    waiting = [change for change in every if f"{change.module}.{change.definition}" not in kept]
+    return [
+        change for module in MODULES for change in sample([c for c in waiting if c.module == module], count, seed=1)
+    ]
+
+
 def run(every, say=print, only_known=False):
     """[(Change, word, the test that killed it)] of some Changes. What is killed by a test that is still there stays so.
 
@@ -296,9 +305,13 @@ def main(words, arguments):
         every = [change for module, names in wanted.items() if names for change in changes(module, names)]
         if arguments.only:
             every = [change for change in every if (change.kernel is None) == (arguments.only == "python")]
+        if arguments.sample:
+            every = drawn(every, arguments.sample)
         found = run(every, only_known=arguments.known)
     counts = Counter(word for _, word, _ in found)
     print(", ".join(f"{counts[word]} {word}" for word in counts) or "no mutants")
-    if arguments.keep:
+    if arguments.keep and arguments.sample:
+        kept_mechanisms.keep_drawn(found)
+    elif arguments.keep:
         kept_mechanisms.keep(found)
     return 1 if any(counts[word] for word in LEFT) else 0
