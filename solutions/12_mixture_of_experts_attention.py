@@ -743,9 +743,11 @@ plotting.show("Two curves over 300 steps: the largest load falls and the smalles
 # these three does the router learn: top-1 with the softmax over the chosen, top-1 over all, top-2 over the chosen?
 
 # %% tags=["slide"]
+from attention import mixture as finished  # its forward asks self.route; yours may not
+
 def router_gradient(top_k, over):
     """The router's largest gradient; over: what the softmax of the gates runs over."""
-    small = training.initialise(RoutedAttention(32, 8, 8, top_k).double(), 0)
+    small = training.initialise(finished.RoutedAttention(32, 8, 8, top_k).double(), 0)
     def route(rows):
         small.logits = rows @ small.w_router
         top, chosen = small.logits.topk(top_k, dim=-1)

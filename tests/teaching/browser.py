@@ -41,3 +41,16 @@ def opened(path, width=1280, height=720):
             yield page
         finally:
             browser.close()
+
+
+@contextlib.contextmanager
+def opened_at(address, width, height):
+    """A page of a server on this machine in a fresh Chromium."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        page = browser.new_page(viewport={"width": width, "height": height})
+        page.goto(address)
+        try:
+            yield page
+        finally:
+            browser.close()

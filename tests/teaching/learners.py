@@ -9,13 +9,18 @@ import os
 import secrets
 import signal
 import socket
+import statistics
 import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import psutil
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
+from tests.teaching import classroom
 from utils.paths import ROOT
 
 CONFIG = ROOT / "utils" / "teaching" / "hub" / "jupyterhub_config.py"
@@ -26,6 +31,7 @@ c.Authenticator.allow_all = True
 c.JupyterHub.bind_url = "http://127.0.0.1:{port}"
 c.JupyterHub.hub_port = {hub}
 c.ConfigurableHTTPProxy.api_url = "http://127.0.0.1:{api}"
+c.Spawner.environment.update({jupyter!r})
 c.JupyterHub.services = [{{"name": "class", "api_token": {token!r}}}]
 c.JupyterHub.load_roles = [
     {{"name": "class", "services": ["class"], "scopes": ["admin:users", "admin:servers", "tokens", "admin:server_state"]}}
@@ -33,6 +39,7 @@ c.JupyterHub.load_roles = [
 """
 LECTURE = "01_attention_fundamentals.ipynb"
 PATIENCE = 300  # seconds on the clock for whatever is waited for
+LONG = 3600  # for a cell in which a learner waits for many others
 
 
 class Hub:
@@ -41,7 +48,7 @@ class Hub:
     def __init__(self, folder, python):
         ports = [_free_port() for _ in range(3)]
         self.folder, self._token, self.url = folder, secrets.token_hex(16), f"http://127.0.0.1:{ports[0]}"
-        names = dict(zip(("port", "hub", "api"), ports))
+        names = {**dict(zip(("port", "hub", "api"), ports)), "jupyter": _jupyter_of(python)}
         (folder / "config.py").write_text(OURS.format(config=str(CONFIG), token=self._token, **names))
         environment = {**os.environ, "PATH": f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"}
         with open(folder / "hub.log", "w") as log:
@@ -105,7 +112,7 @@ class Learner:
         cells = (await self.ask("GET", f"contents/{notebook}"))["content"]["cells"]
         return [cell for cell in cells if cell["cell_type"] == "code"]
 
-    async def run(self, code):
+    async def run(self, code, patience=PATIENCE):
         """What a cell prints; the name of its exception, where it raises one."""
         number, said = secrets.token_hex(8), []
         header = {"msg_id": number, "msg_type": "execute_request", "username": "", "session": "s", "version": "5.3"}
@@ -113,7 +120,7 @@ class Learner:
         message = {"header": header, "parent_header": {}, "metadata": {}, "content": content, "channel": "shell"}
         await self._kernel.write_message(json.dumps({**message, "buffers": []}))
         while True:
-            got = json.loads(await asyncio.wait_for(self._kernel.read_message(), PATIENCE))
+            got = json.loads(await asyncio.wait_for(self._kernel.read_message(), patience))
             if got["parent_header"].get("msg_id") == number:
                 kind, content = got["msg_type"], got["content"]
                 said += [content["text"]] if kind == "stream" else [content["ename"]] if kind == "error" else []
@@ -126,7 +133,55 @@ class Learner:
         return sum(process.memory_full_info().pss for process in (first, *first.children(recursive=True)))
 
 
+def _jupyter_of(python):
+    """Where JupyterLab lies for a Python that lies over the one that runs this: see classroom.py."""
+    if python == sys.executable:
+        return {}
+    etc, share = (os.path.join(sys.prefix, name, "jupyter") for name in ("etc", "share"))
+    return {"JUPYTER_CONFIG_PATH": etc, "JUPYTER_PATH": share, "JUPYTERLAB_DIR": os.path.join(share, "lab")}
+
+
 def _free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+async def work(hub, name):
+    """One learner from the login to the last cell: (minutes to the first cell's end, to the last one's, bytes, errors)."""
+    begun = time.monotonic()
+    learner = await hub.enter(name)
+    cells, minutes, errors = await learner.open(), [], []
+    for cell in cells:
+        said = await learner.run(cell["source"], LONG)
+        minutes.append((time.monotonic() - begun) / 60)
+        errors += [said] if said.endswith(("Error", "Interrupt")) else []
+    return minutes[0], minutes[-1], learner.memory(), errors
+
+
+async def all_at_once(hub, count):
+    await hub.ready()
+    return await asyncio.gather(*(work(hub, f"learner{i}") for i in range(count)))
+
+
+def main(arguments):
+    """Print what it takes when so many learners run the lecture at once; the status says whether a cell raised."""
+    count = int(arguments[0]) if arguments else 20
+    with tempfile.TemporaryDirectory() as folder:
+        hub = Hub(Path(folder).resolve(), classroom.python())
+        try:
+            first, last, memory, errors = zip(*asyncio.run(all_at_once(hub, count)))
+        finally:
+            hub.stop()
+    print(f"{count} learners ran {LECTURE} at once on {os.cpu_count()} cores")
+    for what, of in (("first cell", first), ("last cell", last)):
+        print(f"{what}: median {statistics.median(of):.1f} minutes, last learner {max(of):.1f}")
+    print(
+        f"memory of each at the end: median {statistics.median(memory) / 1e6:.0f} MB, most {max(memory) / 1e6:.0f} MB"
+    )
+    print(f"cells that raised: {sum(map(len, errors))}", *(one for each in errors for one in each), sep="\n")
+    return int(any(errors))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import re
 import subprocess
+from urllib.parse import urlsplit
 
 import pytest
 from tornado.httpclient import HTTPClientError
 
-from tests.teaching import classroom, learners
+from tests.teaching import browser, classroom, learners
 from tests.teaching.submissions import SOLVED
 from utils.judge import walls
 from utils.paths import ROOT
@@ -16,6 +18,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not walls.keep_out(ROOT), reason="this system has no Landlock"),
 ]
+PATIENCE = 1000 * learners.PATIENCE  # milliseconds
 NAMES = ("ada", "ben", "eve")
 MOST_MEMORY = 10**9  # bytes for a learner who has run the first cell and a check
 TRY = """
@@ -117,3 +120,25 @@ def test_the_hub_is_refused_in_a_folder_that_learners_can_read():
     command = [classroom.python(), "-m", "jupyterhub", "-f", str(learners.CONFIG)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode != 0 and "start it in a folder outside the course" in done.stderr
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium (Debian: apt install chromium)")
+def test_in_a_browser_a_learner_logs_in_opens_the_lecture_and_runs_a_cell(tmp_path):
+    hub = learners.Hub(tmp_path.resolve(), classroom.python())
+    try:
+        asyncio.run(hub.ready())
+        with browser.opened_at(f"{hub.url}/hub/login", 1280, 800) as page:
+            page.fill("#username_input", "ada")
+            page.fill("#password_input", "anything: this login is the test's")
+            page.click("#login_submit")
+            page.locator(f".jp-DirListing-item[title*='{learners.LECTURE}']").dblclick(timeout=PATIENCE)
+            notebook = page.locator(".jp-NotebookPanel")
+            notebook.locator(".jp-CodeCell .cm-content").first.click(timeout=PATIENCE)
+            page.keyboard.press("Shift+Enter")
+            prompt = notebook.locator(".jp-CodeCell .jp-InputPrompt").first
+            prompt.filter(has_text=re.compile(r"\[\d+\]")).wait_for(timeout=PATIENCE)
+            assert urlsplit(page.url).path.startswith("/user/ada/lab")
+            assert not notebook.locator("[data-mime-type='application/vnd.jupyter.error']").count()
+    finally:
+        hub.stop()
+    assert sorted(path.name for path in (tmp_path / "homes").iterdir()) == ["ada"]

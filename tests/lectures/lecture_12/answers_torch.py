@@ -24,13 +24,14 @@ class DenseWithAMask(RoutedWeights):
         return torch.zeros_like(logits).scatter(-1, chosen, F.softmax(top, dim=-1))
 
     def attend(self, q, k, v):
-        return F.scaled_dot_product_attention(q, k.expand_as(q), v.expand_as(q), is_causal=True)
+        return F.scaled_dot_product_attention(q, k.expand_as(q), v.expand_as(q), is_causal=self.causal)
 
     def turn(self, q, k):
         places = torch.arange(q.shape[2])
         return self.positions.rotate(q, places), self.positions.rotate(k, places)
 
-    def forward(self, x):
+    def forward(self, x, causal=True):
+        self.causal = causal
         w_q, w_o = self.experts()
         q = torch.einsum("bnd,edh->benh", x, w_q)
         q, k = self.turn(q, (x @ self.w_k).unsqueeze(1))
@@ -42,7 +43,8 @@ class DenseWithAMask(RoutedWeights):
 class TokensByExpert(DenseWithAMask):
     """Each expert gets a matrix of its own tokens, and gives back a matrix."""
 
-    def forward(self, x):
+    def forward(self, x, causal=True):
+        self.causal = causal
         b, n, _ = x.shape
         top, chosen = (x @ self.w_router).topk(self.top_k)
         gates, (w_q, w_o) = top.softmax(-1), self.experts()
@@ -62,7 +64,8 @@ class TokensByExpert(DenseWithAMask):
 class AllHeadsAttend(DenseWithAMask):
     """Queries and outputs are made for the chosen only; between them every expert attends, with queries of zeros."""
 
-    def forward(self, x):
+    def forward(self, x, causal=True):
+        self.causal = causal
         gates, (w_q, w_o) = self.weigh(x @ self.w_router), self.experts()
         q = x.new_zeros(*x.shape[:2], self.n_experts, w_q.shape[-1])
         for e, own in enumerate((gates != 0).unbind(-1)):
@@ -78,12 +81,14 @@ class AllHeadsAttend(DenseWithAMask):
 class DenseBySums(DenseWithAMask):
     """All experts for all tokens, without a matrix product: numbers are multiplied and summed."""
 
-    def forward(self, x):
+    def forward(self, x, causal=True):
         w_q, w_o = self.experts()
         q = (x[:, None, :, :, None] * w_q[:, None]).sum(-2)
         q, k = self.turn(q, (x @ self.w_k)[:, None])
         s = (q[..., :, None, :] * k[..., None, :, :]).sum(-1) / math.sqrt(q.shape[-1])
-        p = s.masked_fill(~torch.ones(x.shape[1], x.shape[1]).tril().bool(), -math.inf).softmax(-1)
+        if causal:
+            s = s.masked_fill(~torch.ones(x.shape[1], x.shape[1]).tril().bool(), -math.inf)
+        p = s.softmax(-1)
         heads = (p[..., None] * (x @ self.w_v)[:, None, None]).sum(-2)
         out = (heads[..., None] * w_o[:, None]).sum(-2)
         return (self.weigh(x @ self.w_router).mT[..., None] * out).sum(1)
@@ -93,14 +98,16 @@ class DenseBySums(DenseWithAMask):
 class GatheredMatrices(RoutedWeights):
     """The matrices of each slot's expert are gathered: no loop, much memory."""
 
-    def forward(self, x):
+    def forward(self, x, causal=True):
         b, n, _ = x.shape
         top, chosen = (x @ self.w_router).topk(self.top_k)
         w_q, w_o = self.experts()
         q = torch.einsum("bnd,bnsdh->bsnh", x, w_q[chosen])
         places = torch.arange(n)
         q, k = self.positions.rotate(q, places), self.positions.rotate((x @ self.w_k)[:, None], places)
-        s = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~torch.ones(n, n).tril().bool(), -math.inf)
+        s = q @ k.mT / math.sqrt(q.shape[-1])
+        if causal:
+            s = s.masked_fill(~torch.ones(n, n).tril().bool(), -math.inf)
         heads = s.softmax(-1) @ (x @ self.w_v)[:, None]
         return torch.einsum("bns,bsnh,bnshd->bnd", top.softmax(-1), heads, w_o[chosen])
 
@@ -152,10 +159,10 @@ class WithABias(DenseWithAMask):
 
 @wrong("12C", "several texts")
 class AllTextsAsOne(DenseWithAMask):
-    def forward(self, x):
+    def forward(self, x, causal=True):
         if len(x) == 1 or x.shape[1] == 1:
-            return super().forward(x)
-        return super().forward(x.flatten(0, 1)[None]).view_as(x)
+            return super().forward(x, causal)
+        return super().forward(x.flatten(0, 1)[None], causal).view_as(x)
 
 
 @wrong("12C", "all at once")

@@ -34,7 +34,7 @@ class Weights(nn.Module):
 
 @module("12C", MODULE, make=SIZES, importance="essential")
 class RoutedAttention(Weights):
-    def forward(self, x):
+    def forward(self, x, causal=True):
         texts = []
         for text in x:
             k, v = self.turned((text @ self.w_k)[None, None], torch.arange(len(text)))[0, 0], text @ self.w_v
@@ -43,11 +43,12 @@ class RoutedAttention(Weights):
                 logits = token @ self.w_router
                 chosen = sorted(range(self.n_experts), key=lambda e: -logits[e].item())[: self.top_k]
                 gates, row = torch.softmax(torch.stack([logits[e] for e in chosen]), 0), 0.0
+                seen = i + 1 if causal else len(text)
                 for gate, e in zip(gates, chosen):
                     own = slice(e * self.d_head, (e + 1) * self.d_head)
                     q = self.turned((token @ self.w_q[:, own])[None, None, None], torch.tensor([i]))[0, 0, 0]
-                    p = torch.softmax((k[: i + 1] * q).sum(-1) / self.d_head**0.5, 0)
-                    row = row + gate * ((p[:, None] * v[: i + 1]).sum(0) @ self.w_o[own])
+                    p = torch.softmax((k[:seen] * q).sum(-1) / self.d_head**0.5, 0)
+                    row = row + gate * ((p[:, None] * v[:seen]).sum(0) @ self.w_o[own])
                 rows.append(row)
             texts.append(torch.stack(rows))
         return torch.stack(texts)
@@ -79,6 +80,7 @@ def _(ask, rng):
 def _(ask, rng):
     ask(tensor(rng, 1, 4, 6), make={**SIZES, "top_k": 1})
     ask(3 * tensor(rng, 1, 5, 6))
+    ask(3 * tensor(rng, 1, 5, 6), causal=False)
 
 
 @RoutedAttention.property(
@@ -151,6 +153,10 @@ class Usual(Weights):
     def hide(self, scores):
         return scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
 
+    def scores(self, q, k, causal):
+        found = q @ k.mT * self.scale()
+        return self.hide(found) if causal else found
+
     def rotate_both(self, q, k):
         places = torch.arange(q.shape[2])
         return self.turned(q, places), self.turned(k, places)
@@ -158,10 +164,10 @@ class Usual(Weights):
     def split_o(self):
         return self.w_o.unflatten(0, (self.n_experts, -1))
 
-    def forward(self, x):
+    def forward(self, x, causal=True):
         q = (x @ self.w_q).unflatten(-1, (self.n_experts, -1)).transpose(1, 2)
         q, k = self.rotate_both(q, (x @ self.w_k)[:, None])
-        p = torch.softmax(self.hide(q @ k.mT * self.scale()), -1)
+        p = torch.softmax(self.scores(q, k, causal), -1)
         heads = p @ (x @ self.w_v)[:, None]
         return torch.einsum("bne,benh,ehd->bnd", self.gates(x @ self.w_router), heads, self.split_o())
 
@@ -200,7 +206,7 @@ class _(Usual):
 
 @RoutedAttention.mistake("A slot got another token: flattened, the top_k slots of a token stand side by side.")
 class _(Usual):
-    def forward(self, x):
+    def forward(self, x, causal=True):
         batch, n, _ = x.shape
         top, chosen = (x @ self.w_router).topk(self.top_k, dim=-1)
         w_q, w_o = self.w_q.unflatten(1, (self.n_experts, -1)).transpose(0, 1), self.split_o()
@@ -208,7 +214,7 @@ class _(Usual):
         q = torch.einsum("sd,sdh->sh", x.flatten(0, 1)[tokens], w_q[expert])
         q = q.view(batch, n, self.top_k, self.d_head).transpose(1, 2)
         q, k = self.rotate_both(q, (x @ self.w_k)[:, None])
-        p = torch.softmax(self.hide(q @ k.mT * self.scale()), -1)
+        p = torch.softmax(self.scores(q, k, causal), -1)
         heads = (p @ (x @ self.w_v)[:, None]).transpose(1, 2) * top.softmax(-1)[..., None]
         found = torch.einsum("sh,shd->sd", heads.flatten(0, 2), w_o[expert])
         return torch.zeros_like(x.flatten(0, 1)).index_add(0, tokens, found).view_as(x)
