@@ -30,7 +30,7 @@ def rows_of_weights(rng, *shape):
     hint="On which side of the main diagonal is key i - 1, and how many queries have one?",
 )
 def _(ask, rng):
-    ask(np.diag([1.0, 0.0, 2.0, 5.0, 0.0, 4.0], -1), 4)  # whatever is taken for induction is 0
+    ask(np.diag([1.0, 0.0, 2.0, 5.0, 0.0, 4.0], -1), period=4)  # whatever is taken for induction is 0
 
 
 @pattern_scores.property(

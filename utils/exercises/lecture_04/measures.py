@@ -28,7 +28,7 @@ def attention_share(n, n_params, n_layers, d_model):
 
 @attention_share.property("4 n d L over 4 n d L + 2 N", hint="Which two sums are there, and what is the whole?")
 def _(ask, rng):
-    ask(np.array([1, 2, 3]), 30, 3, 4)
+    ask(np.array([1, 2, 3]), n_params=30, n_layers=3, d_model=4)
     ask(rng.integers(1, 100_000, size=5), 70_553_706_496, 80, 8192)
 
 

@@ -49,7 +49,7 @@ def _(ask, rng):
 def _(ask, rng):
     q, k, v = head(rng, 6, 6)
     for block_q, block_k in ((6, 6), (2, 2), (4, 3)):
-        ask(q, k, v, True, None, block_q, block_k)
+        ask(q, k, v, causal=True, scale=None, block_q=block_q, block_k=block_k)
 
 
 @tiled_attention.property(
