@@ -2773,17 +2773,19 @@ print("half precision, scale first:  ", ((half_q / 8) @ half_k.T).item())
 # *Predict.* A row that may attend nothing is masked with $-10^9$ instead of $-\infty$. What are its weights?
 
 # %%
+from attention.fundamentals import softmax as shifted  # yours may round otherwise here
+
 row = np.array([3.0, 1.0, -2.0], dtype=np.float32)
-print("-1e9 in float32, all masked:", softmax(row + np.float32(-1e9)).round(3))
-print("-1e4 in float32, all masked:", softmax(row + np.float32(-1e4)).round(2))
+print("-1e9 in float32, all masked:", shifted(row + np.float32(-1e9)).round(3))
+print("-1e4 in float32, all masked:", shifted(row + np.float32(-1e4)).round(2))
 print(
     "-1e4 in float16, all masked:",
-    softmax(row.astype(np.float16) + np.float16(-1e4)).round(3),
+    shifted(row.astype(np.float16) + np.float16(-1e4)).round(3),
 )
 with np.errstate(over="ignore"):
     print("-1e9 in float16 is:         ", np.float32(-1e9).astype(np.float16))
     print("two masks of -65504 add to: ", np.float16(-65504) + np.float16(-65504))
-print("minus infinity, guarded:    ", softmax(np.full(3, -np.inf, dtype=np.float32)))
+print("minus infinity, guarded:    ", shifted(np.full(3, -np.inf, dtype=np.float32)))
 
 # %% [markdown]
 # A uniform average over keys that it may not see: near $-10^9$ neighbouring float32 numbers are 64 apart, so the

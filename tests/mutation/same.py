@@ -12,6 +12,10 @@ MASKED = "tiles that nobody sees are masked: more work, the same numbers"
 SYMMETRIC = "the order of the three does not matter"
 COPY = "a copy that is not needed, or a view of the same numbers"
 EMPTY = "without a key or a query the kernel writes zeros too"
+ORDER = "an order that nothing depends on"
+CHOSEN = "a size that is chosen and not promised"
+NO_KEYS = "without a key the same is written"
+ALONE = "the source has one kernel"
 ONE_HEAD = "parts_of makes parts of one head at least"
 RING = "every rank still meets every block once; the order of a merge changes nothing"
 
@@ -44,9 +48,19 @@ REASONS = {
             "attention_backward line 24.10: 0 becomes 1",
         ],
         EMPTY: ["attention_cuda line 11.31: 2 becomes 1"],
+        "nobody reads the mask that is not there": [
+            "attention_launch line 6.14: torch.ones(1, dtype=torch.uint8, devi...: zeros instead"
+        ],
+        ORDER: ["Seq2Seq line 13.28: ('additive', None): the first two change places"],
+        TWO_AXES: ["Seq2Seq line 38.45: -1 becomes 1"],
     },
-    "multi_head": {TWO_AXES: ["weights_from_torch line 7.35: -1 becomes 1"]},
+    "multi_head": {
+        TWO_AXES: ["weights_from_torch line 7.35: -1 becomes 1"],
+        CHOSEN: ["EncoderLayer line 8.50: 2 becomes 1"],
+    },
     "rotary": {
+        "of four axes number -2 is number 2": ["interleaved_to_half_split line 11.30: -2 becomes 2"],
+        ALONE: ["rope_kernel line 6.11: cuda.compile(TURN + ROPE, name='rope'... without name"],
         "what is too long is cut off, and one less is enough": [
             "alibi_slopes line 13.40: 1 becomes 0",
             "alibi_slopes line 13.40: 1 becomes 2",
@@ -92,6 +106,8 @@ REASONS = {
         ],
     },
     "kv_cache": {
+        ORDER: ["KVCache line 9.20: ('k', 'v'): the first two change places"],
+        NO_KEYS: ["ATTEND_SPLIT line 11.12: if (begin >= end) {: >= becomes >", "in_splits line 7.63: 0 becomes 1"],
         WRITTEN: ["decode_attention_numpy line 13.10: np.zeros(q.shape, work): ones instead"],
         "a product of half and single is computed in single": [
             "decode_attention_numpy line 15.16: cache[row, :, :length].astype(work) without .astype",

@@ -104,3 +104,12 @@ def test_the_two_last_states_are_the_ends_of_the_two_readings():
 def test_an_unknown_attention_is_named():
     with pytest.raises(ValueError, match="attention must be \"additive\" or None, not 'dot'"):
         Seq2Seq(5, 5, attention="dot")
+
+
+@pytest.mark.parametrize("attention", ["additive", None])
+def test_the_decoder_begins_with_what_w_s_makes_of_the_backward_state(attention):
+    layer, states = model(attention), []
+    layer.f.register_forward_pre_hook(lambda _, inputs: states.append(inputs[1]))
+    layer(SOURCE, TARGET)
+    _, _, h_1 = layer.encoder(SOURCE)
+    assert torch.equal(states[0], torch.tanh(h_1 @ layer.w_s))

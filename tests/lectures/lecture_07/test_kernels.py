@@ -269,9 +269,9 @@ def test_a_window_that_is_no_positive_whole_number_is_refused():
 
 
 def test_a_window_that_is_longer_than_a_block_meets_every_key_of_many_blocks():
-    q, k, v = draw(12, 1300, 1300, 4, heads=1)
+    q, k, v = draw(12, 1344, 1344, 4, heads=1)
     out = s.sliding_window_attention_cuda(q, k, v, 66)
-    np.testing.assert_allclose(out, attended(q, k, v, visible(1300, 1300, True, 66)), atol=1e-5)
+    np.testing.assert_allclose(out, attended(q, k, v, visible(1344, 1344, True, 66)), atol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU, or a torch without CUDA")
