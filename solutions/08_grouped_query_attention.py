@@ -1257,9 +1257,6 @@ def cache_per_device(n_layers, n_kv_heads, d_head, n_devices=1, n_shared_layers=
     Returns an integer. ValueError unless n_kv_heads and n_devices divide one another.
     """
     ### BEGIN SOLUTION
-    if n_kv_heads < 1 or n_devices < 1:
-        raise ValueError("n_kv_heads and n_devices must be at least 1, "
-                         f"got {n_kv_heads} and {n_devices}")
     if n_kv_heads % n_devices and n_devices % n_kv_heads:
         raise ValueError("one of n_kv_heads and n_devices must divide the other, "
                          f"got {n_kv_heads} and {n_devices}")
