@@ -147,6 +147,8 @@ REASONS = {
         ],
     },
     "flash": {
+        "a mask where nothing is hidden": ["tiled_attention line 27.40: i + shift becomes its right side"],
+        IDLE: ["flash_launch line 22.59: 128 becomes 127"],
         ONE_HEAD: ["flash_attention_numpy line 18.20: 1 becomes 0"],
         TILES: [
             "flash_attention_numpy line 15.37: 2 becomes 1",

@@ -338,3 +338,9 @@ def test_mean_keys_lose_a_lone_needle_in_large_blocks():
 def test_more_rounds_of_hashing_find_more():
     one, eight = experiments.lsh_recall(1), experiments.lsh_recall(8)
     assert one[0] < eight[0] and one[1] < eight[1] and one[0] > 2 * one[1]
+
+
+@pytest.mark.parametrize(("mask", "layers"), [(np.eye(3, dtype=bool), -1), (np.eye(3), 1), (np.ones((2, 3), bool), 1)])
+def test_what_cannot_be_reached_in_layers_gets_a_sentence(mask, layers):
+    with pytest.raises(ValueError, match="mask must be boolean .n, n. and n_layers not negative, got"):
+        s.reachable(mask, layers)
