@@ -249,6 +249,9 @@ def cache_per_device(n_layers, n_kv_heads, d_head, n_devices=1, n_shared_layers=
     n_shared_layers store nothing. With more devices than heads, heads are copied.
     Returns an integer. ValueError unless n_kv_heads and n_devices divide one another.
     """
+    if n_kv_heads < 1 or n_devices < 1:
+        raise ValueError("n_kv_heads and n_devices must be at least 1, "
+                         f"got {n_kv_heads} and {n_devices}")
     if n_kv_heads % n_devices and n_devices % n_kv_heads:
         raise ValueError("one of n_kv_heads and n_devices must divide the other, "
                          f"got {n_kv_heads} and {n_devices}")

@@ -183,3 +183,10 @@ def test_devices_that_heads_cannot_be_dealt_to_get_a_sentence(sizes):
     heads, devices = sizes
     with pytest.raises(ValueError, match="one of n_kv_heads and n_devices must divide the other"):
         g.cache_per_device(2, heads, 16, devices)
+
+
+@pytest.mark.parametrize("sizes", [(8, 0), (0, 8), (-2, 2)])
+def test_no_heads_and_no_devices_get_a_sentence(sizes):
+    heads, devices = sizes
+    with pytest.raises(ValueError, match="n_kv_heads and n_devices must be at least 1"):
+        g.cache_per_device(2, heads, 16, devices)
