@@ -16,6 +16,9 @@ ORDER = "an order that nothing depends on"
 CHOSEN = "a size that is chosen and not promised"
 NO_KEYS = "without a key the same is written"
 ALONE = "the source has one kernel"
+AGAIN = "the same is written once more"
+HEADERS = "headers that nothing of the source needs"
+ROUND = "one more round of the loop finds nothing left, and adds 0"
 ONE_HEAD = "parts_of makes parts of one head at least"
 RING = "every rank still meets every block once; the order of a merge changes nothing"
 
@@ -125,6 +128,8 @@ REASONS = {
         ],
     },
     "grouped_query": {
+        AGAIN: ["GROUPED_SPLIT line 38.12: if (top + threadIdx.y >= rows) return;: threadIdx.y becomes 0"],
+        HEADERS: ["grouped_kernel line 4.13: HALF_HEADERS + GROUPED_SPLIT becomes its right side"],
         "what is called next takes arrays too": [
             "grouped_query_attention_torch line 8.11: torch.from_numpy(mask) if isinstance(... becomes mask",
         ],
@@ -137,6 +142,10 @@ REASONS = {
         ],
     },
     "latent": {
+        "further directions have no weight": ["joint_latent line 13.76: False becomes True"],
+        AGAIN: ["LATENT_SPLIT line 14.37: if (begin >= end && lane == 0 && h < heads) lses[split] = -I: < becomes <="],
+        HEADERS: ["latent_kernel line 6.24: HALF_HEADERS + LATENT_SPLIT becomes its right side"],
+        EMPTY: ["latent_launch line 13.52: 0 becomes -1"],
         "without a row nothing is launched": ["latent_decode_attention_cuda line 13.106: 0 becomes -1"],
         "what lies behind the end gets the weight 0, whatever finite number stands there": [
             "latent_decode_attention_torch line 9.61: 0 becomes -1",
@@ -227,6 +236,10 @@ REASONS = {
         "any positive size is as good": ["flash_attention_cuda line 15.19: 1 becomes 2"],
     },
     "sparse": {
+        COPY: [
+            "block_lists line 3.11: block_mask if isinstance(block_mask, ... becomes torch.from_numpy(np.array(block_mask))"
+        ],
+        ALONE: ["block_sparse_kernel line 10.11: cuda.compile(FLASH_HEAD + HALF_TILES.... without name"],
         EMPTY: [
             "block_sparse_attention_cuda line 15.31: 2 becomes 1",
             "sliding_window_attention_cuda line 13.17: 5 becomes 4",
@@ -290,6 +303,10 @@ REASONS = {
         "a sum of nothing is 0": ["mixture_attention_torch line 20.14: out + a.flatten()[:0].sum(): + becomes -"],
     },
     "linear": {
+        ROUND: ["LINEAR_CHUNKED line 14.28: for (int first = 0; first < before; first += TILE) {: < becomes <="],
+        "launches with 512 threads": [
+            "SELECTIVE_SCAN line 4.29: __global__ __launch_bounds__(512) void selective_scan(const : 512 becomes 513"
+        ],
         "the size of a chunk does not change the result": [
             "linear_attention_numpy line 1.55: 64 becomes 63",
             "linear_attention_numpy line 1.55: 64 becomes 65",
