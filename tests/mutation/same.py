@@ -276,6 +276,9 @@ REASONS = {
         EMPTY: ["differential_attention_cuda line 20.31: 2 becomes 1"],
     },
     "mixture": {
+        "counted in floats it is the same": ["kept_slots line 7.23: np.eye(n_experts, dtype=int) without dtype"],
+        EMPTY: ["routed_slots line 11.61: 1 becomes 0"],
+        CHOSEN: ["experts_on_processes line 1.67: 120.0 becomes 121.0"],
         "what is left out is the default": [
             "mixture_attention_torch line 8.45: torch.sort(rows @ w_router, dim=-1, d... without dim",
             "top_k_gates line 9.13: np.argsort(-logits, axis=-1, kind='st... without axis",
@@ -358,6 +361,7 @@ REASONS = {
             "linear_attention_torch line 15.45: 1 becomes 2",
         ],
     },
+    "beyond": {"of one column the first is the last": ["blend_edges line 6.27: 0 becomes -1"]},
 }
 SAME = {module: {name: why for why, names in reasons.items() for name in names} for module, reasons in REASONS.items()}
 EVERYWHERE = {  # what a mutant's name ends with
