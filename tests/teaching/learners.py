@@ -1,9 +1,11 @@
 """A JupyterHub with simulated learners: each has a server, opens the copy of a lecture, and runs its cells.
 
-python -m tests.teaching.learners 20      starts a hub, lets so many run lecture 01 at once, prints what it takes
+python -m tests.teaching.learners 20      starts a hub, lets so many run lecture 01 at once up to the language model (which
+                                          takes each of them 1 GB more), prints what it takes
 """
 
 import asyncio
+import itertools
 import json
 import os
 import secrets
@@ -148,15 +150,15 @@ def _free_port():
 
 
 async def work(hub, name):
-    """One learner from the login to the last cell: (minutes to the first cell's end, to the last one's, bytes, errors)."""
+    """One learner from the login to the last cell: (minutes to the first cell's end, to the last one's, bytes, errors, cells)."""
     begun = time.monotonic()
     learner = await hub.enter(name)
     cells, minutes, errors = await learner.open(), [], []
-    for cell in cells:
+    for cell in itertools.takewhile(lambda cell: "language-model" not in cell["metadata"].get("tags", ()), cells):
         said = await learner.run(cell["source"], LONG)
         minutes.append((time.monotonic() - begun) / 60)
         errors += [said] if said.endswith(("Error", "Interrupt")) else []
-    return minutes[0], minutes[-1], learner.memory(), errors
+    return minutes[0], minutes[-1], learner.memory(), errors, len(minutes)
 
 
 async def all_at_once(hub, count):
@@ -170,10 +172,10 @@ def main(arguments):
     with tempfile.TemporaryDirectory() as folder:
         hub = Hub(Path(folder).resolve(), classroom.python())
         try:
-            first, last, memory, errors = zip(*asyncio.run(all_at_once(hub, count)))
+            first, last, memory, errors, cells = zip(*asyncio.run(all_at_once(hub, count)))
         finally:
             hub.stop()
-    print(f"{count} learners ran {LECTURE} at once on {os.cpu_count()} cores")
+    print(f"{count} learners ran {cells[0]} cells of {LECTURE} at once on {os.cpu_count()} cores")
     for what, of in (("first cell", first), ("last cell", last)):
         print(f"{what}: median {statistics.median(of):.1f} minutes, last learner {max(of):.1f}")
     print(
