@@ -1092,15 +1092,16 @@ for name, report in (("one thread a row", strided), ("one warp a row", warps)):
 # |blend: a thread for each of $n d$ sums|$4 \cdot 2 n m d$|$4 n d$|
 
 # %%
-from attention import fundamentals as finished  # its softmax; yours may read less
+from attention.fundamentals import BLEND, SCORES
+from attention.fundamentals import SOFTMAX_ROWS as THREE_PASSES  # yours may have two
 
 q32, k32, v32 = (np.ascontiguousarray(array, np.float32) for array in (q, k, v))
 out32 = np.zeros((n, d), np.float32)
 square = (16, 16)  # threads of a block
 three = [
-    cuda.compile(finished.SCORES).check[1, square](q32, k32, scores32, n, n, d, d**-0.5),
-    cuda.compile(finished.SOFTMAX_ROWS).check[n, 32](scores32, weights32, n),
-    cuda.compile(finished.BLEND).check[2, square](weights32, v32, out32, n, n, d)]
+    cuda.compile(SCORES).check[1, square](q32, k32, scores32, n, n, d, d**-0.5),
+    cuda.compile(THREE_PASSES).check[n, 32](scores32, weights32, n),
+    cuda.compile(BLEND).check[2, square](weights32, v32, out32, n, n, d)]
 read, written = (sum(getattr(report, what) for report in three)
                  for what in ("global_loaded", "global_stored"))
 print(f"it -> animal {weights32[it, animal]:.3f}, first output {out32[it, 0]:.3f}")

@@ -136,7 +136,12 @@ def balancing_step(bias, router_logits, top_k, speed):
     hint="Which sign has the mean count minus an expert's own, and what is it where both are equal?",
 )
 def _(ask, rng):
-    ask(torch.zeros(3).double(), torch.tensor([[2.0, 1.0, 0.0], [3.0, 0.0, 1.0], [0.0, 5.0, 1.0]]).double(), 1, speed=0.5)
+    ask(
+        torch.zeros(3).double(),
+        torch.tensor([[2.0, 1.0, 0.0], [3.0, 0.0, 1.0], [0.0, 5.0, 1.0]]).double(),
+        1,
+        speed=0.5,
+    )
     ask(torch.zeros(4).double(), tensor(rng, 9, 4), 2, 0.25)
 
 
