@@ -69,6 +69,7 @@ def test_jupytext_syncs_a_solution_notebook_back_to_the_very_same_source(course,
 # ---- Always the same, and only when needed ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_builds_are_equal_to_the_byte(course, tmp_path):
     new_course(tmp_path, SAMPLE.read_text(encoding="utf-8"))
     assert build.main(["01", "--force"], root=tmp_path) == 0

@@ -319,6 +319,7 @@ def test_an_unknown_compiler_is_named(monkeypatch):
     assert "'no-such-compiler', which is not on this machine" in error_of(TWO, name="a")
 
 
+@pytest.mark.slow
 def test_a_second_process_finds_the_compiled_kernel(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_COURSE_CACHE", str(tmp_path))
     script = f"from utils import cuda; cuda.compile({TWO!r}, 'a')"
@@ -332,6 +333,7 @@ def test_a_second_process_finds_the_compiled_kernel(tmp_path, monkeypatch):
     assert sum(os.times()[:4]) - start < 0.2 and libraries[0].stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_processes_that_compile_the_same_at_once_do_not_disturb_one_another(tmp_path):
     script = f"""
 import os; os.environ["CUDA_COURSE_CACHE"] = {str(tmp_path)!r}

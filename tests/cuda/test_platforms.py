@@ -118,6 +118,7 @@ def run(elsewhere, folder, library, checked, grid, block, shared, arguments):
     return found, offsets, np.frombuffer(reply[len(reply) - last.nbytes :], last.dtype).reshape(last.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elsewhere", ["macOS ARM64"], indirect=True)  # the first link for a target takes zig a minute
 @pytest.mark.parametrize("checked", [True, False], ids=["checked", "plain"])
 def test_a_kernel_becomes_a_library_for_a_mac(elsewhere, checked, tmp_path):

@@ -132,6 +132,7 @@ def test_the_functions_of_the_lectures_take_the_place_of_its_parts(smollm, ids, 
     assert largest(run(smollm.replace(**parts), ids) - logits) < LIMIT
 
 
+@pytest.mark.slow
 def test_flash_attention_leaves_every_next_token(smollm):
     """On 768 tokens of two texts, as lecture 06 shows; no two candidates are as close as the rounding."""
     flash = smollm.replace(attention=REPLACEMENTS["flash attention of lecture 06"]["attention"])
@@ -143,6 +144,7 @@ def test_flash_attention_leaves_every_next_token(smollm):
         assert float((best[..., 0] - best[..., 1]).min()) > 3 * largest(found - right)
 
 
+@pytest.mark.slow
 def test_one_number_makes_the_sink(smollm):
     """What lecture 05 shows: number 507 of token 0 after layer 11 set to 0, against another number."""
     ids = language_model.excerpt(smollm, 384, "course")
@@ -162,6 +164,7 @@ def test_one_number_makes_the_sink(smollm):
     assert abs(losses[100] - losses["none"]) < 0.02
 
 
+@pytest.mark.slow
 def test_two_bits_do_harm_in_the_wrong_layout(smollm):
     """What lecture 05 shows: 768 tokens in a quantised cache, the loss of the 128 that follow."""
     ids, exact = language_model.excerpt(smollm, 897, "course"), smollm.new_caches()
@@ -250,6 +253,7 @@ def test_ids_of_one_axis_are_refused(smollm, ids):
         smollm(ids[0])
 
 
+@pytest.mark.slow
 def test_its_memory_stays_below_a_gigabyte_and_a_tenth():
     """Loading, and 1,024 tokens read with a cache."""
     if language_model.problem():
@@ -265,6 +269,7 @@ def test_its_memory_stays_below_a_gigabyte_and_a_tenth():
     assert 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", done.stdout)[1]) < 1.1e9
 
 
+@pytest.mark.slow
 def test_it_is_loaded_once_and_leaves_when_nobody_has_it(smollm):
     assert language_model.load() is smollm
     other = smollm2._load(files.path())

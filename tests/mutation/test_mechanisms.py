@@ -88,6 +88,7 @@ def test_of_a_sample_none_survives():
     assert f"10 {warm.KILLED}" in done.stdout
 
 
+@pytest.mark.slow
 def test_what_was_counted_and_what_is_listed_as_equivalent_is_still_there():
     """A reason for a line that has changed would excuse something else; counts of older mutants would be no counts."""
     for name, kept in kept_mechanisms.read().items():

@@ -258,6 +258,7 @@ def test_the_recall_task_asks_for_each_key_once_and_no_answer_stands_before_its_
         assert [told[key] for key in row[16:]] == right
 
 
+@pytest.mark.slow
 def test_recall_grows_with_the_state_and_softmax_has_all():
     few, many = (train_recall(["linear"], d_k)[-1] for d_k in (4, 32))
     assert train_recall(["softmax"], 8)[-1] > 0.95

@@ -149,6 +149,7 @@ def test_a_gated_head_is_the_head_times_its_gate():
         torch.testing.assert_close(gated(x, causal=True)[0, 0], expected)
 
 
+@pytest.mark.slow
 def test_a_gate_leaves_a_fraction_of_the_sink():
     alone, gated = (look_at_sink(train_gated(columns, 0)) for columns in (0, 32))
     assert alone["mass"] > 0.5 and gated["mass"] < 0.35

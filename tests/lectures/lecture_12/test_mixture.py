@@ -180,6 +180,7 @@ def test_a_collapsed_router_recovers_with_the_loss_and_not_without():
     assert loads[0] > 0.55 and loads[1] < 0.45
 
 
+@pytest.mark.slow
 def test_experts_on_processes_give_what_one_process_gives():
     rng = np.random.default_rng(4)
     slots, w = (torch.from_numpy(rng.standard_normal(shape)) for shape in ((11, 5), (6, 5, 3)))
