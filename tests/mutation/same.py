@@ -110,7 +110,11 @@ REASONS = {
         ],
     },
     "kv_cache": {
-        ORDER: ["KVCache line 9.20: ('k', 'v'): the first two change places"],
+        "all counts are equal here": ["evict line 12.54: 0 becomes -1"],
+        ORDER: [
+            "KVCache line 9.20: ('k', 'v'): the first two change places",
+            "quantize line 8.19: (2, 4, 8): the first two change places",
+        ],
         NO_KEYS: ["ATTEND_SPLIT line 11.12: if (begin >= end) {: >= becomes >", "in_splits line 7.63: 0 becomes 1"],
         WRITTEN: ["decode_attention_numpy line 13.10: np.zeros(q.shape, work): ones instead"],
         "a product of half and single is computed in single": [
@@ -129,6 +133,10 @@ REASONS = {
         ],
     },
     "grouped_query": {
+        "columns and bytes that nobody uses": [
+            "grouped_launch line 20.74: 32 becomes 31",
+            "grouped_launch line 23.79: 2 becomes 3",
+        ],
         AGAIN: ["GROUPED_SPLIT line 38.12: if (top + threadIdx.y >= rows) return;: threadIdx.y becomes 0"],
         HEADERS: ["grouped_kernel line 4.13: HALF_HEADERS + GROUPED_SPLIT becomes its right side"],
         "what is called next takes arrays too": [
@@ -261,6 +269,7 @@ REASONS = {
         ],
     },
     "differential": {
+        "all widths are equal here": ["check_differential line 12.38: 0 becomes 1"],
         "two numbers that are the same: one tensor, or one device": [
             "differential_attention_cuda line 13.31: 0 becomes -1",
             "differential_attention_cuda line 16.73: 0 becomes -1",

@@ -42,3 +42,29 @@ def test_equal_numbers_have_code_0_and_none_leaves_its_bits():
     x = torch.linspace(1000.24, 1002.8, 9)[None]  # the minimum in half precision is 1000.0: 24 steps too low
     codes = c.quantize(x, 8, 1)[0]
     assert codes.max() == 255 and (codes.diff() >= 0).all()
+
+
+def test_a_closed_cache_has_no_pages_and_no_length():
+    pool = c.PagePool(4, 2, 1, 2)
+    cache = c.PagedKVCache(pool, 2)
+    cache.update(*torch.ones(2, 2, 1, 3, 2))
+    assert cache.length == 3 and cache.block_table.shape == (2, 2)
+    cache.close()
+    assert cache.length == 0 and cache.tables == []
+    again = c.PagedKVCache(pool, 2)
+    again.update(*torch.ones(2, 2, 1, 4, 2))  # all four pages are free
+
+
+def test_voters_stay_whatever_the_votes():
+    weights = np.zeros((6, 6))
+    weights[:, 0] = 1
+    assert np.flatnonzero(c.keep_voted(weights, 5, n_voters=5)).tolist() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("key_axis", "of_keys"), [("channel", (1, 2, 1, 8)), ("token", (1, 2, 4, 1))])
+def test_a_group_has_a_minimum_for_each_channel_of_keys_and_each_token_of_values(key_axis, of_keys):
+    cache = c.QuantizedKVCache(4, group=4, key_axis=key_axis)
+    cache.update(*torch.randn(2, 1, 2, 5, 8))
+    for kind, shape in zip(cache.stored, (of_keys, (1, 2, 4, 1))):
+        (_, minimum, step), *_ = kind
+        assert minimum.shape == step.shape == shape

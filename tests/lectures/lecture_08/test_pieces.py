@@ -38,3 +38,14 @@ def test_a_device_holds_the_bytes_of_its_heads():
     for heads, devices, own in ((8, 1, 8), (8, 2, 4), (8, 8, 1), (8, 16, 1), (6, 3, 2)):
         assert g.cache_per_device(5, heads, 16, devices, 2, 3) == 2 * 3 * own * 16 * 3
     assert isinstance(g.cache_per_device(5, 8, 16), (int, np.integer))
+
+
+def test_a_turn_by_a_right_angle_takes_the_first_half_to_the_second():
+    turned = g.turn_pairs(np.array([1.0, 2.0, 0.0, 3.0]), np.array([np.pi / 2, -np.pi / 2]))
+    np.testing.assert_allclose(turned, [0, 3, 1, -2], atol=1e-12)
+
+
+def test_axes_that_do_not_broadcast_are_told_in_their_order():
+    q, k, v = (np.ones((lead, 2, 3, 4)) for lead in (2, 3, 5))
+    with pytest.raises(ValueError, match=r"q, k and v must broadcast, got \(2,\), \(3,\) and \(5,\)"):
+        g.check_grouped_arguments(q, k, v)
