@@ -1,9 +1,10 @@
-"""A barrier in a function: threads that come to it through different calls do not meet."""
+"""A barrier in a function: threads that come to it through different calls do not meet. An access in one: who called it."""
 
+import numpy as np
 import pytest
 
 from tests.cuda.compilers import compiler  # noqa: F401
-from tests.cuda.mistakes import zeros
+from tests.cuda.mistakes import floats, zeros
 from utils import cuda
 from utils.cuda.calls import marked
 
@@ -75,3 +76,34 @@ def test_only_what_is_called_from_several_places_is_marked():
         "y[0] = (CuFrom(__builtin_LINE(), 1), mean (1, y)) + (2 * (CuFrom(__builtin_LINE(), 2), "
         "mean((CuFrom(__builtin_LINE(), 3), mean(3, y)), y))); }"
     )
+
+
+GET = """__device__ float get(const float* x, int i) {
+  return x[i];
+}
+__device__ float twice(const float* x, int i) { return 2 * get(x, i); }
+__global__ void k(const float* x, float* y) {
+  y[threadIdx.x] = get(x, threadIdx.x);
+  HERE
+}"""
+
+
+@pytest.mark.parametrize(
+    ("line", "call"),
+    [
+        ("y[threadIdx.x] += get(x, threadIdx.x + 1);", 7),
+        ("y[0] = threadIdx.x ? 0 : twice(x, 1 << 20);", 4),
+    ],
+)
+def test_an_access_in_a_helper_names_its_caller(compiler, line, call):  # noqa: F811
+    x, y = floats(32), zeros(32)
+    report = cuda.compile(GET.replace("HERE", line)).check[1, 32](x, y)
+    (problem,) = report.problems
+    assert problem.line == 2 and f"\n  called at line {call}: " in problem.message
+    if call == 7:  # thread 31 is the last, and what the others wrote is there once
+        np.testing.assert_array_equal(y[:31], x[:31] + x[1:])
+
+
+def test_an_access_in_the_kernel_itself_has_no_caller(compiler):  # noqa: F811
+    report = cuda.compile(GET.replace("HERE", "y[threadIdx.x + 32] = 1;")).check[1, 32](zeros(32), zeros(32))
+    assert report.problems[0].line == 7 and "called" not in report.problems[0].message

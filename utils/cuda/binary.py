@@ -42,22 +42,22 @@ class Build:
 
 
 @functools.lru_cache(maxsize=256)
-def build(source, kernel, checked, compiler, folder):
+def build(source, kernel, checked, compiler, folder, every_call=False):
     """Compile `kernel` (`"flash_fwd<64>"`) of `source`, or find it in the cache `folder`. Raises CompileError.
 
     Other functions of the source that do not compile are left out, as long as the kernel can do without them.
     """
-    return leaving_out(source, kernel, lambda text: _build(text, kernel, checked, compiler, folder))
+    return leaving_out(source, kernel, lambda text: _build(text, kernel, checked, compiler, folder, every_call))
 
 
-def _build(source, kernel, checked, compiler, folder):
+def _build(source, kernel, checked, compiler, folder, every_call):
     names = constants(blank(source))
     text = "\n".join(
         [
             *(f"#define {part}" for part, names in OPTIONAL.items() if names.search(source)),
             '#include "cuda_on_cpu.h"',
             '#line 1 "kernel.cu"',
-            for_cpu(source, checked),
+            for_cpu(source, checked, every_call),
             f'#line 1 "entry of {kernel}"',
             f"CU_ENTRY({kernel})",
             f"CU_CONSTANTS({' '.join(f'cu_constant({name}),' for name in names)})",
@@ -92,8 +92,9 @@ def _build(source, kernel, checked, compiler, folder):
     )
 
 
-def checked_build(source, kernel):
-    return build(source, kernel, True, toolchain.find_compiler(), cache.folder())
+def checked_build(source, kernel, every_call=False):
+    """every_call: to know from where a helper was called; slower."""
+    return build(source, kernel, True, toolchain.find_compiler(), cache.folder(), every_call)
 
 
 def plain_build(source, kernel):

@@ -1,27 +1,32 @@
-"""Where a barrier is reached from: calls of a function that holds one, told apart where there are several of them.
+"""Where a line in a helper is reached from.
 
 The barrier in a helper is one place in the source. Threads that come to it through different calls stand at different
-barriers, as `if (c) all_wait(); else all_wait();` shows.
+barriers, as `if (c) all_wait(); else all_wait();` shows: so calls of a function that holds one are told apart where there
+are several. All calls are marked only once something has gone wrong in a helper, as it takes time.
 """
 
 import re
 
 from .structure import ON_DEVICE, blocks, without_directives
-from .text import blank, closing
+from .text import blank, closing, line_at
 
 BARRIER = re.compile(r"\b__syncthreads(?:_count|_and|_or)?\s*\(|\bsync\s*\(")
 NAME = re.compile(r"\b(?!__\w+__\b)(\w+)\s*\(")
 BEFORE_A_CALL = {"return", "else", "do", "case", "and", "or", "not"}  # any other word before it: a declaration
 
 
-def marked(source):
-    """The source, its PTX translated, with each such call as `(CuFrom(line, number), call)`. Line numbers stay."""
+def marked(source, every=False):
+    """The source, its PTX translated, with calls as `(CuFrom(line, number), call)`. Line numbers stay.
+
+    every: all calls of the source's functions on the device, and not only those that lead to a barrier in several ways.
+    """
     bare = without_directives(blank(source))
     functions = [b for b in blocks(bare) if b.kind == "function" and ON_DEVICE.search(b.head)]
     edits = []
-    for name in _with_barriers(bare, functions):
+    bodies = _bodies(bare, functions)
+    for name in sorted(bodies) if every else _with_barriers(bodies):
         calls = [call for function in functions for call in _calls(bare, name, function)]
-        if len(calls) > 1:
+        if len(calls) > 1 or every:
             edits += calls
     inserted = []  # one call may stand in the arguments of another
     for number, (start, end) in enumerate(sorted(edits), 1):
@@ -31,12 +36,26 @@ def marked(source):
     return source
 
 
-def _with_barriers(bare, functions):
-    """The names of the functions that hold a barrier, or call one that does."""
+def helper_at(source, line):
+    """Whether a line of the source is in a function on the device that is no kernel."""
+    bare = without_directives(blank(source))
+    return any(
+        b.kind == "function" and "__global__" not in b.head and line_at(bare, b.start) <= line <= line_at(bare, b.close)
+        for b in blocks(bare)
+    )
+
+
+def _bodies(bare, functions):
+    """{name: body} of the functions that are no kernels."""
     bodies = {}
     for function in functions:
         if "__global__" not in function.head and (name := NAME.search(function.head)):
             bodies[name.group(1)] = bodies.get(name.group(1), "") + bare[function.open : function.close]
+    return bodies
+
+
+def _with_barriers(bodies):
+    """The names of the functions that hold a barrier, or call one that does."""
     found = {name for name, body in bodies.items() if BARRIER.search(body)}
     while more := {
         name

@@ -1,5 +1,6 @@
 """A compiled kernel and the three ways to launch it."""
 
+import contextlib
 import ctypes
 import math
 import os
@@ -9,9 +10,10 @@ import warnings
 
 from . import arguments as args
 from . import binary
+from .calls import helper_at
 from .cpu import process
 from .errors import CompileError, KernelError
-from .problems import Problem, Writer, may_be_harmless
+from .problems import Problem, Writer, lines_of_access, may_be_harmless
 from .report import Report
 from .source import cell_shift, choose_kernel, instance, skipped_includes
 from .steps import Steps
@@ -163,13 +165,13 @@ class Kernel:
         """Returns the build, the worker's reply and the arrays. A build that was damaged in the cache is made again."""
         build = find_build(self.source, self.name)
         try:
-            return build, *self._run_in_worker(build, grid, block, shared, arguments, threads, traced)
+            return self._run_in_worker(build, grid, block, shared, arguments, threads, traced)
         except (process.WorkerDied, process.NotLoaded):
             if not binary.is_damaged(build):
                 raise
         binary.forget(build)
         build = find_build(self.source, self.name)
-        return build, *self._run_in_worker(build, grid, block, shared, arguments, threads, traced)
+        return self._run_in_worker(build, grid, block, shared, arguments, threads, traced)
 
     def _run_in_worker(self, build, grid, block, shared, arguments, threads, traced):
         packed = args.pack(self.name, self.parameters, build.signature, arguments)
@@ -181,7 +183,7 @@ class Kernel:
             worker = process.worker()
             placed = _place(arrays, worker.memory)
 
-            def run(compared):
+            def run(build, compared=False):
                 for array, offset in placed.values():
                     ctypes.memmove(worker.memory.start + offset, array.address, array.nbytes)
                 return worker.run(
@@ -201,13 +203,19 @@ class Kernel:
                     compared,
                 )
 
-            result = run(compared=False)
+            result = run(build)
             if may_be_harmless(result["problems"]):
-                result = run(compared=True)
+                result = run(build, compared=True)
+            elif build.checked and any(
+                helper_at(self.source, n) for n in lines_of_access(result["problems"], build.places)
+            ):
+                with contextlib.suppress(CompileError):
+                    build = binary.checked_build(self.source, self.name, every_call=True)
+                    result = run(build)
             for array, offset in placed.values():
                 if array.writable:
                     ctypes.memmove(array.address, worker.memory.start + offset, array.nbytes)
-        return result, [array for array, _ in placed.values()]
+        return build, result, [array for array, _ in placed.values()]
 
     def _check_shared(self, shared):
         if shared > MAX_SHARED:

@@ -38,7 +38,7 @@ KINDS = {
     22: "race",
     23: "race between blocks",
 }
-RACES, HARMLESS = (6, 7), (22, 23)
+ACCESSES, RACES, HARMLESS = (1, 2, 3, 4), (6, 7), (22, 23)
 STORE = 1  # as enum AccessKind in runtime/state.h
 CAUSES = ("barrier", "deadlock")
 DYNAMIC = "dynamic shared memory"  # as scheduler.h names it
@@ -68,6 +68,12 @@ def may_be_harmless(data):
         r.kind in RACES and r.place1 == r.place2 and r.access1 == r.access2 == STORE
         for r in map(Record._make, RECORD.iter_unpack(data))
     )
+
+
+def lines_of_access(data, places):
+    """The lines of accesses that could not be made, and of which it is not known from where they were reached."""
+    found = (r for r in map(Record._make, RECORD.iter_unpack(data)) if r.kind in ACCESSES and not r.line2)
+    return {places.get(r.place1, (0, 0))[0] for r in found}
 
 
 class Writer:
@@ -115,6 +121,8 @@ class Writer:
                 23: "same_value_between_blocks",
             }.get(r.kind, KINDS[r.kind].replace(" ", "_")),
         )(r)
+        if r.kind in ACCESSES and r.line2:
+            message += f"\n  called {self.at(r.line2)}"
         times = f" ({count:,} times)" if count > 1 else ""
         return Problem(KINDS[r.kind], line, message + times, r.kind in HARMLESS)
 

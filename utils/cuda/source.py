@@ -155,12 +155,12 @@ def skipped_includes(source):
     return without_includes(source, _is_ours)[1]
 
 
-def for_cpu(source, checked):
+def for_cpu(source, checked, every_call=False):
     """The source with its declarations of shared memory rewritten, for which plain C++ has no word. Line numbers stay."""
     source, _ = without_includes(source, _is_ours)
     source = translated(source)
     if checked:
-        source = marked(source)
+        source = marked(source, every_call)
     bare, edits = blank(source), []
     for match in SHARED.finditer(bare):
         end = _end_of_declaration(bare, match.end())

@@ -145,7 +145,7 @@ static COLD int find_region(uintptr_t x) {
 
 static COLD void report_address(ProblemKind kind, int r, uintptr_t x, unsigned size, AccessKind access,
                                 uintptr_t place) {
-  Problem* p = report(kind, place - first_place, 0);
+  Problem* p = report(kind, place - first_place, 0, 0, B.current ? B.current->calls.line : 0);
   if (!p) return;
   p->region = r;
   p->offset = r < 0 ? 0 : (int64_t)x - (int64_t)region[r].low;
