@@ -137,6 +137,9 @@ REASONS = {
             "grouped_launch line 20.74: 32 becomes 31",
             "grouped_launch line 23.79: 2 becomes 3",
         ],
+        "one more key is read, and masked": [
+            "GROUPED_SPLIT line 11.70: int visible = keys_of_block(top, min(top + (int)blockDim.y, : 1 becomes 0"
+        ],
         AGAIN: ["GROUPED_SPLIT line 38.12: if (top + threadIdx.y >= rows) return;: threadIdx.y becomes 0"],
         HEADERS: ["grouped_kernel line 4.13: HALF_HEADERS + GROUPED_SPLIT becomes its right side"],
         "what is called next takes arrays too": [
@@ -245,6 +248,9 @@ REASONS = {
         "any positive size is as good": ["flash_attention_cuda line 15.19: 1 becomes 2"],
     },
     "sparse": {
+        "a stride moves bank conflicts, not numbers": [
+            "SPARSE_TILE line 8.48: const int P_STRIDE = C * TILE + (C % 2 == 0 ? 16 : 0);: 16 becomes 15"
+        ],
         COPY: [
             "block_lists line 3.11: block_mask if isinstance(block_mask, ... becomes torch.from_numpy(np.array(block_mask))"
         ],

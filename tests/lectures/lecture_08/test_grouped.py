@@ -132,6 +132,7 @@ def test_scores_stay_when_keys_and_queries_are_turned_alike_and_copies_merge_wit
     keys = np.stack([g.turn_pairs(w_k[0], a) for a in angles])
     queries = np.stack([g.turn_pairs(w_q[0], a) for a in angles])
     merged, turned = g.align_keys(x @ keys, keys, queries, 1)
+    np.testing.assert_allclose(turned[0], queries[0], atol=1e-12)  # the first head stays as it was
     for h in range(3):
         expected = (x @ queries[h]) @ (x @ keys[h]).T
         np.testing.assert_allclose((x @ turned[h]) @ (x @ merged[0]).T, expected, atol=1e-10)
