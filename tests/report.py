@@ -173,7 +173,10 @@ def of_mechanisms():
 def of_drawn(drawn):
     """What became of mutants that were drawn among those of the other definitions."""
     rows = [(module, *(of.get(word, 0) for word in kept_mechanisms.WORDS)) for module, of in drawn.items()]
-    yield "Drawn among the mutants of the others, so many of each module (`--sample 60 --keep`):"
+    yield (
+        "Drawn among the mutants of the others, 60 or 120 of each module (`--sample 60 --keep`). What runs in processes of "
+        "its own (`ring_steps`, `at_the_experts`, `experts_process`) is seen by no test here, although tests ask it."
+    )
     yield table(["module", *kept_mechanisms.WORDS], with_sums(rows))
     left = [f"- {module}, {', '.join(f'`{m}`' for m in of['left'])}" for module, of in drawn.items() if "left" in of]
     if left:
