@@ -1774,23 +1774,24 @@ except RuntimeError as error:
 # *Predict.* Chunks of 64 queries, $n=1024$, $d=64$: with which chunk of keys is the peak lowest?
 
 # %%
-from attention import flash as finished  # memory is counted: its functions, not yours
+# Memory is counted: on the course's functions, not on yours.
+from attention.flash import merge_by_lse as merge, tiled_attention as tiled
 
 def chunked_attention(q, k, v, chunk_q, chunk_k):
     """Attention as in 2112.05682: all chunks of keys first, one merge at the end."""
     out = np.empty((len(q), v.shape[1]), q.dtype)
     for i in range(0, len(q), chunk_q):
-        parts = [finished.tiled_attention(q[i:i + chunk_q], k[j:j + chunk_k],
-                                        v[j:j + chunk_k], False, None, chunk_q, chunk_k)
+        parts = [tiled(q[i:i + chunk_q], k[j:j + chunk_k], v[j:j + chunk_k],
+                       False, None, chunk_q, chunk_k)
                  for j in range(0, len(k), chunk_k)]
-        out[i:i + chunk_q] = finished.merge_by_lse(*zip(*parts))[0]
+        out[i:i + chunk_q] = merge(*zip(*parts))[0]
     return out
 
 q, k, v = rng.standard_normal((3, 1024, 64))
 for chunk in (16, 64, 256, 1024):
     peak = peak_bytes(chunked_attention, q, k, v, 64, chunk) - q.nbytes
     print(f"chunks of {chunk:4d} keys: {peak / 1e6:4.1f} MB beyond the output")
-merged = peak_bytes(finished.tiled_attention, q, k, v, False, None, 64, 64) - q.nbytes
+merged = peak_bytes(tiled, q, k, v, False, None, 64, 64) - q.nbytes
 print(f"(n d)^(1/2) is {math.sqrt(1024 * 64):.0f}; merged at once {merged / 1e6:.1f}")
 
 # %% [markdown]

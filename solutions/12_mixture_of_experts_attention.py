@@ -437,7 +437,7 @@ class RoutedWeights(nn.Module):
 # %% [markdown] tags=["slide"]
 # #### Exercise 12C: a router and its layer  (difficulty 4 of 5, essential, 25 minutes; if you do only two)
 #
-# Write the two methods. `route` chooses; `forward` attends, causally. A token has $k$ **slots**, one for each expert it
+# Write the two methods. `route` chooses; `forward` attends, causally unless `causal` is False. A token has $k$ **slots**, one for each expert it
 # chose; a slot acts like a head. As in 12B, no expert's matrices meet a token that did not choose it.
 #
 # |array|from|shape|

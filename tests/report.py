@@ -172,12 +172,13 @@ def of_mechanisms():
 
 def of_drawn(drawn):
     """What became of mutants that were drawn among those of the other definitions."""
-    rows = [(module, *(of.get(word, 0) for word in kept_mechanisms.WORDS)) for module, of in drawn.items()]
+    counts = {module: [of.get(word, 0) for word in kept_mechanisms.WORDS] for module, of in drawn.items()}
+    rows = [(module, sum(numbers), *numbers) for module, numbers in counts.items()]
     yield (
-        "Drawn among the mutants of the others, 60 or 120 of each module (`--sample 60 --keep`). What runs in processes of "
+        "Drawn among the mutants of the others (`attention.flash --sample 60 --keep`). What runs in processes of "
         "its own (`ring_steps`, `at_the_experts`, `experts_process`) is seen by no test here, although tests ask it."
     )
-    yield table(["module", *kept_mechanisms.WORDS], with_sums(rows))
+    yield table(["module", "drawn", *kept_mechanisms.WORDS], with_sums(rows))
     left = [f"- {module}, {', '.join(f'`{m}`' for m in of['left'])}" for module, of in drawn.items() if "left" in of]
     if left:
         yield "Of these not killed, and not known to be equivalent:"

@@ -100,6 +100,8 @@ def test_what_was_counted_and_what_is_listed_as_equivalent_is_still_there():
         assert counted == len(there), f"python -m tests.mutation attention.{module}.{definition} --keep"
         assert set(kept.get("left", ())) <= set(there)
         assert len(kept.get("left", ())) == sum(kept.get(word, 0) for word in survey.LEFT)
+    for module, kept in kept_mechanisms.read(kept_mechanisms.DRAWN).items():
+        assert set(kept.get("left", ())) <= {change.name for change in mechanisms.changes(module)}, module
     for module, reasons in SAME.items():
         there = {change.name for change in mechanisms.changes(module)}
         assert [name for name in reasons if name not in there] == [], module

@@ -26,9 +26,7 @@ FORMULAS = "() => [document.querySelectorAll('.math').length, document.querySele
 def opened(path, width=1280, height=720):
     """A page of the file system in a fresh Chromium. `page.asked` fills up with addresses that leave the file system or are
     not there, `page.script_errors` with errors."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        page = browser.new_page(viewport={"width": width, "height": height})
+    with _page(width, height) as page:
         page.asked, page.script_errors = [], []
         local = ("file:", "data:", "blob:", "about:")
         page.on(
@@ -37,20 +35,22 @@ def opened(path, width=1280, height=720):
         page.on("requestfailed", lambda request: page.asked.append(f"{request.url}: {request.failure}"))
         page.on("pageerror", lambda error: page.script_errors.append(str(error)))
         page.goto(path.as_uri())
-        try:
-            yield page
-        finally:
-            browser.close()
+        yield page
 
 
 @contextlib.contextmanager
 def opened_at(address, width, height):
-    """A page of a server on this machine in a fresh Chromium."""
+    """A page of a server on this machine."""
+    with _page(width, height) as page:
+        page.goto(address)
+        yield page
+
+
+@contextlib.contextmanager
+def _page(width, height):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        page = browser.new_page(viewport={"width": width, "height": height})
-        page.goto(address)
         try:
-            yield page
+            yield browser.new_page(viewport={"width": width, "height": height})
         finally:
             browser.close()

@@ -38,7 +38,7 @@ def marked(source, every=False):
 
 def helper_at(source, line):
     """Whether a line of the source is in a function on the device that is no kernel."""
-    bare = without_directives(blank(source))
+    bare = blank(source)
     return any(
         b.kind == "function" and "__global__" not in b.head and line_at(bare, b.start) <= line <= line_at(bare, b.close)
         for b in blocks(bare)

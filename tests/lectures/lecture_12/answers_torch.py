@@ -131,6 +131,12 @@ class SeesTheFuture(DenseWithAMask):
         return F.scaled_dot_product_attention(q, k.expand_as(q), v.expand_as(q))
 
 
+@wrong("12C", "`causal` is not asked")
+class AlwaysCausal(DenseWithAMask):
+    def forward(self, x, causal=True):
+        return super().forward(x)
+
+
 @wrong("12C", "The shared key is not rotated")
 class QueriesAlone(DenseWithAMask):
     def turn(self, q, k):

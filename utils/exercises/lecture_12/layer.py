@@ -238,6 +238,12 @@ class _(Usual):
         return scores
 
 
+@RoutedAttention.mistake("`causal` is not asked: with causal=False a token sees all tokens.")
+class _(Usual):
+    def scores(self, q, k, causal):
+        return super().scores(q, k, True)
+
+
 @RoutedAttention.mistake("The shared key is not rotated.")
 class _(Usual):
     def rotate_both(self, q, k):
